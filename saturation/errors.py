@@ -1,0 +1,29 @@
+"""The errors this package raises on purpose.
+
+Each text is one clear sentence or two: what was expected, what was found, where, and what to do.
+The command line prints it alone and exits with 1; anything else that escapes is a bug of ours.
+"""
+
+
+class SaturationError(Exception):
+    """An input, a file or a request that cannot be used, with a text meant for the user."""
+
+
+class CheckpointFormatError(SaturationError):
+    """A checkpoint that is damaged, incomplete, hostile, or of no format that is read here."""
+
+
+class TrajectoryError(SaturationError):
+    """A place that holds no usable sequence of checkpoints, or not the steps asked for."""
+
+
+class ResultsError(SaturationError):
+    """A run folder that is missing, incomplete, of another trajectory, or cannot be written."""
+
+
+class ConfigError(SaturationError):
+    """A configuration file or setting that does not say what it must."""
+
+
+class MeasureError(SaturationError):
+    """A measure that is unknown, or that cannot be taken on this trajectory."""
