@@ -1,0 +1,36 @@
+"""What every test runs under: 8 simulated CPU devices, strict dtypes, and the fixtures where they exist."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Both must be set before JAX is first imported, by whichever test comes first.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+).strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _shared(folder: str) -> Path:
+    path = SHARED / folder
+    if not path.is_dir():
+        pytest.skip(f"{path} is absent: it holds the team's real checkpoints, not the repository's")
+    return path
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The real checkpoints written by the original tools, with their golden numbers."""
+    return _shared("fixtures")
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The published series that the measures must reproduce."""
+    return _shared("reference")
