@@ -1,0 +1,69 @@
+"""Checkpoints of every format that is read here, one file a format.
+
+A format is a module with `NAME`, `LOOKS_FOR` (what it knows its own by, for errors),
+`claims(folder)` and `open_checkpoint(folder, step)`. Which one reads a folder is decided by what
+the folder holds; none or two that claim it is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from saturation.checkpoints import huggingface, orbax, t5x, t5x_orbax
+from saturation.checkpoints.base import Checkpoint, Parameter
+from saturation.checkpoints.storage import Folder, open_folder
+from saturation.errors import CheckpointFormatError
+
+__all__ = [
+    "FORMATS",
+    "Checkpoint",
+    "Folder",
+    "Parameter",
+    "find_format",
+    "open_checkpoint",
+    "open_folder",
+]
+
+FORMATS: tuple[ModuleType, ...] = (t5x, t5x_orbax, orbax, huggingface)
+
+
+def find_format(folder: Folder) -> ModuleType | None:
+    """Return the one format that claims a folder, or None where none does.
+
+    Raises:
+      CheckpointFormatError: several formats claim it.
+    """
+    claimants = [form for form in FORMATS if form.claims(folder)]
+    if len(claimants) > 1:
+        raise CheckpointFormatError(
+            f"{folder.path} could be a checkpoint of several formats: "
+            + "; ".join(f"{form.NAME} found {form.LOOKS_FOR}" for form in claimants)
+            + ". Put the files of each into a folder of their own."
+        )
+    return claimants[0] if claimants else None
+
+
+def open_checkpoint(path: str | os.PathLike[str] | Folder, step: int | None = None) -> Checkpoint:
+    """Open one checkpoint, whatever its format.
+
+    Args:
+      path: a folder or a single file, or a `Folder`.
+      step: the training step it was written at, where that is known.
+
+    Raises:
+      CheckpointFormatError: nothing is there, it is of no known format, or it is damaged.
+    """
+    folder = path if isinstance(path, Folder) else open_folder(path)
+    form = find_format(folder)
+    if form is None:
+        raise CheckpointFormatError(why_unknown(folder))
+    return form.open_checkpoint(folder, step)
+
+
+def why_unknown(folder: Folder) -> str:
+    """Return the text of the error for a folder that no format claims."""
+    for name, head in folder.heads.items():
+        folder.refuse_pointer(name, head)
+    looked = "; ".join(f"{form.NAME} looks for {form.LOOKS_FOR}" for form in FORMATS)
+    return f"{folder.path} is no checkpoint of a known format: {looked}."

@@ -1,0 +1,346 @@
+"""What every checkpoint looks like once it is open: named arrays of which any slice can be read."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from saturation.checkpoints.storage import Folder
+from saturation.errors import CheckpointFormatError, SaturationError
+
+Box = tuple[slice, ...]
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+# The formats' own spellings differ; these are the types that weights and their companions have.
+DTYPES: Mapping[str, np.dtype] = MappingProxyType(
+    {
+        "bfloat16": BFLOAT16,
+        "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+        "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+        **{
+            name: np.dtype(name)
+            for name in (
+                *("float16", "float32", "float64", "complex64", "complex128", "bool"),
+                *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+            )
+        },
+    }
+)
+_WEIGHTS = frozenset(
+    DTYPES[name]
+    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float16", "float32", "float64")
+)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Shape and type of one parameter in its canonical orientation.
+
+    `fan_in` is the size of the contracted dimension where the parameter is a kernel, else None.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fan_in: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes once read."""
+        return self.size * self.dtype.itemsize
+
+
+class DiskArray(ABC):
+    """One array as a format stores it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @abstractmethod
+    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
+        """Return the slice `box` (of `box_shape(box)`), in `out` where one is given.
+
+        `out` is C-contiguous and has the slice's shape and the array's dtype.
+        """
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes of the whole array."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether this can be a parameter: real floating point and no scalar."""
+        return len(self.shape) > 0 and self.dtype in _WEIGHTS
+
+
+class MemoryArray(DiskArray):
+    """An array that is in memory already: small leaves written into an index file."""
+
+    def __init__(self, values: np.ndarray):
+        self.shape, self.dtype = values.shape, values.dtype
+        self._values = values
+
+    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:  # noqa: D102
+        out = _buffer(box, self.dtype, out)
+        np.copyto(out, self._values[box])
+        return out
+
+
+class FileArray(DiskArray):
+    """An array that lies in one file, uncompressed, little-endian and in C order.
+
+    Raises:
+      CheckpointFormatError: the array would reach beyond the end of the file.
+    """
+
+    # Skipping fewer bytes than this costs more than reading them.
+    _GAP = 32 * 1024
+
+    def __init__(
+        self, folder: Folder, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
+    ):
+        self.shape, self.dtype = shape, dtype
+        self._folder, self._name, self._offset = folder, name, offset
+        end = offset + self.nbytes
+        if offset < 0 or end > folder.size(name):
+            raise CheckpointFormatError(
+                f"{folder.where(name)} is truncated or its index is wrong: an array of shape "
+                f"{shape} and type {dtype} is said to lie in bytes {offset} to {end} and the file "
+                f"has {folder.size(name)}."
+            )
+
+    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:  # noqa: D102
+        out = _buffer(box, self.dtype, out)
+        if out.size:
+            self._fill(box, out, self._offset)
+        return out
+
+    def _fill(self, box: Box, out: np.ndarray, offset: int) -> None:
+        """Fill `out` with the slice `box` of the array that begins at byte `offset`."""
+        shape = self.shape[len(self.shape) - len(box) :]
+        tail = math.prod(shape[1:]) * self.dtype.itemsize
+        if box_shape(box)[1:] == shape[1:]:
+            start = offset + (box[0].start * tail if box else 0)
+            self._folder.read_into(self._name, start, _bytes_of(out))
+        elif tail - out[0].nbytes <= self._GAP:
+            # One row at a time keeps the buffer for the unwanted columns small.
+            row = np.empty(shape[1:], self.dtype)
+            for position, target in zip(range(box[0].start, box[0].stop), out, strict=True):
+                self._folder.read_into(self._name, offset + position * tail, _bytes_of(row))
+                np.copyto(target, row[box[1:]])
+        else:
+            for position, target in zip(range(box[0].start, box[0].stop), out, strict=True):
+                self._fill(box[1:], target, offset + position * tail)
+
+
+class Checkpoint:
+    """The parameters of a model at one step, read from disk only when asked for.
+
+    Attributes:
+      step: the training step, or None where nothing says it.
+      format: the name of the format, such as `"t5x"`.
+      path: where it lies.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        step: int | None,
+        format: str,
+        arrays: Mapping[str, DiskArray],
+        sources: Mapping[str, Source],
+    ):
+        self.path, self.step, self.format = path, step, format
+        self._arrays, self._sources = arrays, sources
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.path} step={self.step} format={self.format}>"
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Shape and dtype of every parameter under its canonical name, sorted by name."""
+        return MappingProxyType(
+            {
+                name: self._sources[name].parameter(self._arrays[self._sources[name].array])
+                for name in sorted(self._sources)
+            }
+        )
+
+    def read(
+        self, name: str, index: tuple[slice, ...] | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return a parameter, or the slice `index` of it, reading only what that needs.
+
+        Args:
+          name: a name of `parameters`.
+          index: a slice of step 1 per axis (missing ones: all), or None for everything.
+          out: a C-contiguous buffer of the slice's shape and dtype to read into.
+
+        Returns:
+          The slice in canonical orientation. With `out`, its memory is `out`'s, but an array that
+          lies transposed on disk is returned as a transposed view of it: use the returned array.
+
+        Raises:
+          SaturationError: no such parameter, or an index or buffer that does not fit.
+          CheckpointFormatError: the bytes are missing or damaged.
+        """
+        if name not in self._sources:
+            raise SaturationError(f"{self.path}: there is no parameter {name!r}.")
+        parameter = self.parameters[name]
+        box = as_box(index, parameter.shape)
+        if out is not None and (
+            out.shape != box_shape(box)
+            or out.dtype != parameter.dtype
+            or not out.flags.c_contiguous
+        ):
+            raise SaturationError(
+                f"{self.path}: to read {name!r} a C-contiguous buffer of shape {box_shape(box)} "
+                f"and type {parameter.dtype} is needed, not {out.shape} and {out.dtype}."
+            )
+        source = self._sources[name]
+        try:
+            return source.read(self._arrays[source.array], box, out)
+        except MemoryError as error:
+            raise CheckpointFormatError(
+                f"{self.path}: {name!r} of shape {parameter.shape} does not fit in memory."
+            ) from error
+
+    def block_axis(self, name: str) -> int:
+        """Return the axis along which slices of a parameter are cheapest to read."""
+        return self._sources[name].block_axis
+
+    def load(self) -> dict[str, Any]:
+        """Return all parameters as the nested dict that `T5.apply({"params": ...})` takes."""
+        tree: dict[str, Any] = {}
+        for name in self.parameters:
+            *path, leaf = name.split("/")
+            node = tree
+            for key in path:
+                node = node.setdefault(key, {})
+            node[leaf] = np.ascontiguousarray(self.read(name))
+        return tree
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a canonical array lies on disk: positions taken on some axes, then two axes merged.
+
+    Attributes:
+      array: the name on disk.
+      transposed: the disk holds the transpose of a matrix.
+      take: (axis on disk, position) pairs; those axes are left out. Layers that were stacked and
+        matrices that were fused are taken apart this way.
+      merge: the axis that, after `take`, is merged with the one behind it: separate (heads,
+        head_dim) axes become one, heads major.
+      fan_in_axis: the contracted axis of a kernel, in canonical orientation.
+    """
+
+    array: str
+    transposed: bool = False
+    take: tuple[tuple[int, int], ...] = ()
+    merge: int | None = None
+    fan_in_axis: int | None = None
+
+    def parameter(self, array: DiskArray) -> Parameter:
+        """Return the canonical shape and dtype of what `array` holds."""
+        shape = self._shape(array)
+        fan_in = None if self.fan_in_axis is None else shape[self.fan_in_axis]
+        return Parameter(shape, array.dtype, fan_in)
+
+    @property
+    def block_axis(self) -> int:
+        """The canonical axis whose slices are contiguous on disk."""
+        return 1 if self.transposed else 0
+
+    def read(self, array: DiskArray, box: Box, out: np.ndarray | None) -> np.ndarray:
+        """Return the canonical slice `box`, reading from `array` only what that needs."""
+        if self.transposed:
+            buffer = None if out is None else out.reshape(box_shape(box)[::-1])
+            return array.read(box[::-1], buffer).T
+        if not self.take and self.merge is None:
+            return array.read(box, out)
+        kept = self._kept(array)
+        inner, trim = self._split(kept, box)
+        values = array.read(self._with_taken(inner, len(array.shape)))
+        values = values.reshape(self._merged(box_shape(inner)))[trim]
+        if out is None:
+            return np.ascontiguousarray(values)
+        np.copyto(out, values)
+        return out
+
+    def _kept(self, array: DiskArray) -> tuple[int, ...]:
+        taken = dict(self.take)
+        return tuple(size for axis, size in enumerate(array.shape) if axis not in taken)
+
+    def _merged(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.merge is None:
+            return shape
+        at = self.merge
+        return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :])
+
+    def _shape(self, array: DiskArray) -> tuple[int, ...]:
+        shape = self._merged(self._kept(array))
+        return shape[::-1] if self.transposed else shape
+
+    def _split(self, kept: tuple[int, ...], box: Box) -> tuple[Box, Box]:
+        """Return the slice before merging that covers `box`, and what to cut from it after."""
+        if self.merge is None:
+            return box, tuple(slice(None) for _ in box)
+        at, minor = self.merge, kept[self.merge + 1]
+        wanted = box[at]
+        first, last = wanted.start // max(minor, 1), -(-wanted.stop // max(minor, 1))
+        inner = (*box[:at], slice(first, last), slice(0, minor), *box[at + 1 :])
+        trim = [slice(None)] * len(box)
+        trim[at] = slice(wanted.start - first * minor, wanted.stop - first * minor)
+        return inner, tuple(trim)
+
+    def _with_taken(self, inner: Box, rank: int) -> Box:
+        taken, rest = dict(self.take), iter(inner)
+        return tuple(
+            slice(taken[axis], taken[axis] + 1) if axis in taken else next(rest)
+            for axis in range(rank)
+        )
+
+
+def as_box(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Box:
+    """Return `index` as one slice with start and stop for each axis of `shape`.
+
+    Raises:
+      SaturationError: more slices than axes, or a step other than 1.
+    """
+    index = () if index is None else index
+    if len(index) > len(shape) or any(part.step not in (None, 1) for part in index):
+        raise SaturationError(
+            f"{index} does not index an array of shape {shape}: a slice of step 1 for each axis, "
+            "at most, is expected."
+        )
+    full = (*index, *(slice(None),) * (len(shape) - len(index)))
+    ranges = (part.indices(size) for part, size in zip(full, shape, strict=True))
+    return tuple(slice(start, max(start, stop)) for start, stop, _ in ranges)
+
+
+def box_shape(box: Box) -> tuple[int, ...]:
+    """Return the shape of the slice `box`."""
+    return tuple(part.stop - part.start for part in box)
+
+
+def _buffer(box: Box, dtype: np.dtype, out: np.ndarray | None) -> np.ndarray:
+    return np.empty(box_shape(box), dtype) if out is None else out
+
+
+def _bytes_of(values: np.ndarray) -> memoryview:
+    # Through uint8, since the buffer protocol does not know bfloat16.
+    return values.reshape(-1).view(np.uint8).data

@@ -1,0 +1,46 @@
+"""Orbax's key-value store in one folder (OCDBT), read through TensorStore."""
+
+from __future__ import annotations
+
+from saturation.checkpoints.storage import Folder
+from saturation.checkpoints.zarr import Fetch
+from saturation.errors import CheckpointFormatError
+
+MANIFEST = "manifest.ocdbt"
+
+
+class Store:
+    """The keys and values under a `manifest.ocdbt`.
+
+    Raises:
+      CheckpointFormatError: the store cannot be opened or is damaged.
+    """
+
+    def __init__(self, folder: Folder):
+        import tensorstore as ts
+
+        self._where = folder.path
+        base = {"driver": "file", "path": folder.path.rstrip("/") + "/"}
+        self._store = self._call(
+            lambda: ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+        )
+        listed = self._call(lambda: self._store.list().result())
+        self.keys = frozenset(key.decode(errors="replace") for key in listed)
+
+    def fetch(self, name: str) -> Fetch:
+        """Return the function from key to bytes of the array called `name`."""
+        return lambda key: self._read(f"{name}/{key}")
+
+    def _read(self, key: str) -> bytes | None:
+        if key not in self.keys:
+            return None
+        return bytes(self._call(lambda: self._store.read(key).result().value))
+
+    def _call(self, action):
+        try:
+            return action()
+        except (ValueError, OSError, RuntimeError, KeyError, NotImplementedError) as error:
+            reason = str(error).split(" [")[0].splitlines()[0]
+            raise CheckpointFormatError(
+                f"{self._where}: Orbax's store (OCDBT) is damaged or incomplete: {reason}"
+            ) from error

@@ -1,0 +1,118 @@
+"""Reads the header of a safetensors file: eight bytes of length, JSON, then the arrays' bytes.
+
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from saturation.checkpoints.base import DTYPES, DiskArray, FileArray
+from saturation.checkpoints.storage import Folder
+from saturation.errors import CheckpointFormatError
+
+_LARGEST_HEADER = 16 * 1024 * 1024
+_DTYPES = MappingProxyType(
+    {
+        "BF16": DTYPES["bfloat16"],
+        "F8_E4M3": DTYPES["float8_e4m3fn"],
+        "F8_E5M2": DTYPES["float8_e5m2"],
+        "BOOL": DTYPES["bool"],
+        **{f"F{bits}": DTYPES[f"float{bits}"] for bits in (16, 32, 64)},
+        **{f"I{bits}": DTYPES[f"int{bits}"] for bits in (8, 16, 32, 64)},
+        **{f"U{bits}": DTYPES[f"uint{bits}"] for bits in (8, 16, 32, 64)},
+    }
+)
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Say whether a file that begins with `head` (9 bytes or more) can be safetensors."""
+    return len(head) >= 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < 2**40
+
+
+def read_header(folder: Folder, name: str) -> dict[str, DiskArray]:
+    """Return the arrays of a safetensors file by name.
+
+    Raises:
+      CheckpointFormatError: a Git-LFS pointer, a truncated file, or a header that is damaged,
+        lies about sizes, or lets arrays overlap.
+    """
+    where = folder.where(name)
+    head = folder.head(name, 8 if folder.size(name) >= 1024 else folder.size(name))
+    if len(head) < 8:
+        raise CheckpointFormatError(f"{where} is truncated: it has {len(head)} bytes.")
+    length = struct.unpack("<Q", head[:8])[0]
+    start = 8 + length
+    if length > _LARGEST_HEADER or start > folder.size(name):
+        raise CheckpointFormatError(
+            f"{where} is truncated or no safetensors file: its header is said to have {length} "
+            f"bytes and the file has {folder.size(name)}."
+        )
+    arrays: dict[str, DiskArray] = {}
+    end = start
+    for key, entry in sorted(_entries(where, folder.read(name, 8, start)), key=_offset):
+        dtype, shape, begin, stop = _described(where, key, entry)
+        if start + begin < end:
+            raise CheckpointFormatError(f"{where}: the array {key!r} overlaps the one before it.")
+        array = FileArray(folder, name, start + begin, shape, dtype)
+        end = start + stop
+        if end - start - begin != array.nbytes:
+            raise CheckpointFormatError(
+                f"{where}: {key!r} of shape {shape} and type {dtype} is said to have "
+                f"{stop - begin} bytes."
+            )
+        arrays[key] = array
+    return arrays
+
+
+def _entries(where: str, header: bytes) -> list[tuple[str, dict[str, Any]]]:
+    try:
+        pairs = json.loads(header, object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointFormatError(f"{where}: its header is damaged: {error}.") from error
+    if not isinstance(pairs, dict) or not all(isinstance(entry, dict) for entry in pairs.values()):
+        raise CheckpointFormatError(f"{where}: its header is damaged: it names no arrays.")
+    entries = [(key, entry) for key, entry in pairs.items() if key != "__metadata__"]
+    for key, entry in entries:
+        offsets = entry.get("data_offsets")
+        if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+            raise CheckpointFormatError(
+                f"{where}: the array {key!r} has the offsets {offsets!r} and two bytes' places "
+                "were expected."
+            )
+    return entries
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
+
+
+def _offset(entry: tuple[str, Mapping[str, Any]]) -> tuple[int, int]:
+    begin, end = entry[1]["data_offsets"]
+    return begin, end
+
+
+def _described(
+    where: str, key: str, entry: Mapping[str, Any]
+) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    dtype, shape = entry.get("dtype"), entry.get("shape", ())
+    if not isinstance(dtype, str) or dtype not in _DTYPES or not _are_sizes(shape):
+        raise CheckpointFormatError(
+            f"{where}: the array {key!r} has type {dtype!r} and shape {shape!r}, which are not "
+            f"read here (types: {', '.join(_DTYPES)})."
+        )
+    begin, end = entry["data_offsets"]
+    return _DTYPES[dtype], tuple(shape), begin, end
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)

@@ -1,0 +1,241 @@
+"""The one way a checkpoint format touches bytes: a `Folder` that cannot be left.
+
+A format is handed a `Folder` and asks it for names, sizes and byte ranges. Where the bytes lie (a
+local disk now, a bucket or a hub behind the same methods) is the folder's business alone, and so
+are the checks that every format needs: a name that leaves the folder, a file that is missing or
+too short, and a Git-LFS pointer where data should be.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from saturation.errors import CheckpointFormatError
+
+_LFS = b"version https://git-lfs"
+# What a format needs of a file's beginning to know its own kind.
+_HEAD = 64
+
+
+class Folder(ABC):
+    """Files and folders below one place, read by relative name.
+
+    A name is a relative POSIX path such as `"model.safetensors"` or `"target.x/.zarray"`.
+    """
+
+    path: str
+    remote: bool = False
+
+    @abstractmethod
+    def _children(self) -> Mapping[str, bool]:
+        """Return the names of the direct children, and whether each is a folder."""
+
+    @abstractmethod
+    def _size(self, name: str) -> int: ...
+
+    @abstractmethod
+    def _read_into(self, name: str, start: int, buffer: memoryview) -> int: ...
+
+    @abstractmethod
+    def _child(self, name: str) -> Folder: ...
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Say whether a file or folder of that name is there."""
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files directly in it, sorted."""
+        return tuple(sorted(name for name, folder in self._children().items() if not folder))
+
+    @cached_property
+    def folders(self) -> tuple[str, ...]:
+        """The names of the folders directly in it, sorted."""
+        return tuple(sorted(name for name, folder in self._children().items() if folder))
+
+    @cached_property
+    def heads(self) -> Mapping[str, bytes]:
+        """The first bytes of each file directly in it, by which formats know their own."""
+        return {name: self.read(name, 0, min(_HEAD, self.size(name))) for name in self.files}
+
+    def child(self, name: str) -> Folder:
+        """Return the folder `name` below this one."""
+        return self._child(self._inside(name))
+
+    def only(self, *names: str) -> Folder:
+        """Return this folder with all but these direct children left out of sight."""
+        return Selection(self, names)
+
+    def size(self, name: str) -> int:
+        """Return the size in bytes of the file `name`.
+
+        Raises:
+          CheckpointFormatError: the file is missing or cannot be read.
+        """
+        try:
+            return self._size(self._inside(name))
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` (writable, bytes) from the file `name`, beginning at byte `start`.
+
+        Raises:
+          CheckpointFormatError: the file is missing, cannot be read, or ends too early.
+        """
+        try:
+            got = self._read_into(self._inside(name), start, buffer)
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        if got != len(buffer):
+            raise CheckpointFormatError(
+                f"{self.where(name)} is truncated: {len(buffer)} bytes from byte {start} were "
+                f"expected and {got} are there. Copy the file again."
+            )
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Return the bytes `start` to `stop` (the end, if None) of the file `name`.
+
+        Raises:
+          CheckpointFormatError: the file is missing, cannot be read, or ends before `stop`.
+        """
+        size = self.size(name)
+        stop = size if stop is None else stop
+        if not 0 <= start <= stop <= size:
+            raise CheckpointFormatError(
+                f"{self.where(name)} is truncated: bytes {start} to {stop} were expected and it "
+                f"has {size}. Copy the file again."
+            )
+        buffer = bytearray(stop - start)
+        self.read_into(name, start, memoryview(buffer))
+        return bytes(buffer)
+
+    def head(self, name: str, count: int) -> bytes:
+        """Return the first `count` bytes of a file, or all of it where it is shorter.
+
+        Raises:
+          CheckpointFormatError: the file is missing, or is a Git-LFS pointer.
+        """
+        data = self.read(name, 0, min(count, self.size(name)))
+        self.refuse_pointer(name, data)
+        return data
+
+    def refuse_pointer(self, name: str, data: bytes) -> None:
+        """Raise `CheckpointFormatError` where `data`, the start of a file, is a Git-LFS pointer."""
+        if data.startswith(_LFS):
+            raise CheckpointFormatError(
+                f"{self.where(name)} is a Git-LFS pointer and not the data it points to. "
+                "Fetch the data with 'git lfs pull' in the clone it came from."
+            )
+
+    def where(self, name: str = "") -> str:
+        """Return how an error names the file `name`."""
+        return f"{self.path.rstrip('/')}/{name}" if name else self.path
+
+    def _inside(self, name: str) -> str:
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+            raise CheckpointFormatError(
+                f"{self.path}: the name {name!r}, found in the checkpoint, leads out of the "
+                "checkpoint's folder and is refused. The checkpoint is damaged or hostile."
+            )
+        return "/".join(parts)
+
+    def _unreadable(self, name: str, error: OSError) -> CheckpointFormatError:
+        if isinstance(error, FileNotFoundError):
+            return CheckpointFormatError(f"{self.where(name)} is missing.")
+        return CheckpointFormatError(
+            f"{self.where(name)} cannot be read: {error.strerror or error}."
+        )
+
+
+class LocalFolder(Folder):
+    """A folder of the local file system."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = os.fspath(path)
+
+    def _children(self) -> Mapping[str, bool]:
+        try:
+            with os.scandir(self.path) as entries:
+                return {entry.name: entry.is_dir() for entry in entries}
+        except OSError as error:
+            raise CheckpointFormatError(
+                f"{self.path} cannot be listed: {error.strerror}."
+            ) from error
+
+    def exists(self, name: str) -> bool:  # noqa: D102
+        return os.path.exists(os.path.join(self.path, self._inside(name)))
+
+    def _child(self, name: str) -> Folder:
+        return LocalFolder(os.path.join(self.path, name))
+
+    def _size(self, name: str) -> int:
+        return os.stat(os.path.join(self.path, name)).st_size
+
+    def _read_into(self, name: str, start: int, buffer: memoryview) -> int:
+        # preadv lets go of the interpreter lock, keeps no file position that threads could share,
+        # and writes straight into the caller's memory.
+        descriptor = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            done = 0
+            while done < len(buffer):
+                got = os.preadv(descriptor, [buffer[done:]], start + done)
+                if not got:
+                    break
+                done += got
+            return done
+        finally:
+            os.close(descriptor)
+
+
+class Selection(Folder):
+    """A folder of which only some direct children are seen: a checkpoint among others' files."""
+
+    def __init__(self, folder: Folder, names: tuple[str, ...]):
+        self._folder = folder
+        self._seen = tuple(sorted(names))
+        self.path = folder.path
+        self.remote = folder.remote
+
+    def _children(self) -> Mapping[str, bool]:
+        return {name: name in self._folder.folders for name in self._seen}
+
+    def exists(self, name: str) -> bool:  # noqa: D102
+        return self._sees(name) and self._folder.exists(name)
+
+    def _sees(self, name: str) -> bool:
+        return self._inside(name).split("/")[0] in self._seen
+
+    def _child(self, name: str) -> Folder:
+        return self._folder.child(name)
+
+    def _size(self, name: str) -> int:
+        if not self._sees(name):
+            raise FileNotFoundError(name)
+        return self._folder.size(name)
+
+    def _read_into(self, name: str, start: int, buffer: memoryview) -> int:
+        self._folder.read_into(name, start, buffer)
+        return len(buffer)
+
+
+def open_folder(path: str | os.PathLike[str]) -> Folder:
+    """Return the `Folder` at a path; of a single file, its folder with that file alone in sight.
+
+    Args:
+      path: a local path.
+
+    Raises:
+      CheckpointFormatError: nothing is there.
+    """
+    local = Path(os.path.expanduser(os.fspath(path)))
+    if local.is_dir():
+        return LocalFolder(local)
+    if local.exists():
+        return LocalFolder(local.parent).only(local.name)
+    raise CheckpointFormatError(f"{path}: no such folder or file.")

@@ -1,0 +1,44 @@
+"""T5X through Orbax: the tree `{'target': ..., 'state': ...}` in `checkpoint_N/state/`.
+
+The earliest form lies in the step's folder itself and calls them `_optimizer.target` and
+`_optimizer.state`. Layouts: see `orbax_tree`. Source: `t5x/checkpoints.py`.
+"""
+
+from __future__ import annotations
+
+from saturation.checkpoints import names
+from saturation.checkpoints.base import Checkpoint
+from saturation.checkpoints.orbax import item
+from saturation.checkpoints.orbax_tree import Keys, Tree
+from saturation.checkpoints.storage import Folder
+from saturation.checkpoints.t5x import as_bfloat16
+from saturation.errors import CheckpointFormatError
+
+NAME = "t5x-orbax"
+LOOKS_FOR = "an Orbax tree with the keys 'target' and 'state', in the folder 'state' (T5X)"
+
+
+def claims(folder: Folder) -> bool:
+    """Say whether `folder` holds a T5X checkpoint written through Orbax."""
+    place = item(folder)
+    return place is not None and bool(Tree(place).top & {"target", "_optimizer"})
+
+
+def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
+    """Open a T5X checkpoint that Orbax wrote.
+
+    Raises:
+      CheckpointFormatError: an array is missing or damaged, or there are no parameters.
+    """
+    tree = Tree(item(folder) or folder)
+    arrays = {name: as_bfloat16(array) for name, array in tree.arrays(_parameter).items()}
+    if not arrays:
+        # Where files are missing too, that is the error to report.
+        tree.arrays(lambda keys: keys)
+        raise CheckpointFormatError(f"{tree.folder.path}: its 'target' holds no parameters.")
+    return Checkpoint(folder.path, step, NAME, arrays, names.t5x(arrays, tree.folder.path))
+
+
+def _parameter(keys: Keys) -> Keys | None:
+    keys = keys[1:] if keys[0] == "_optimizer" else keys
+    return keys[1:] if len(keys) > 1 and keys[0] == "target" else None

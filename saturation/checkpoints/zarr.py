@@ -1,0 +1,184 @@
+"""Arrays in zarr version 2: a small description, and chunks under the keys `0.0`, `0.1`, ...
+
+Zarr readers fill a missing chunk with a default. Here a chunk that is not there is an error that
+names it: in a checkpoint it means that a file was lost, and zeros would be measured as weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from saturation.checkpoints.base import DTYPES, Box, DiskArray, box_shape
+from saturation.errors import CheckpointFormatError
+
+# What a key holds, or None where there is no such key.
+Fetch = Callable[[str], bytes | None]
+
+# The most that one byte can decompress to: deflate's limit, and a zstd block (128 KiB) from the
+# 4 bytes that can encode it. A declared size beyond that is a lie, told before memory is spent.
+_EXPANSION = {"gzip": 1100, "zlib": 1100, "zstd": 40_000}
+_MAX_RANK = 16
+
+
+class ZarrArray(DiskArray):
+    """A zarr version 2 array behind a function from key to bytes.
+
+    Args:
+      where: how errors name the array, such as its folder.
+      fetch: returns the bytes under a key such as `".zarray"` or `"0.1"`, or None.
+
+    Raises:
+      CheckpointFormatError: `.zarray` is missing, damaged, or of a kind not read here.
+    """
+
+    def __init__(self, where: str, fetch: Fetch):
+        self._where, self._fetch = where, fetch
+        meta = _metadata(where, fetch(".zarray"))
+        self.shape = _sizes(where, "shape", meta.get("shape"), least=0)
+        self._chunks = _sizes(where, "chunks", meta.get("chunks"), least=1)
+        self.dtype = _dtype(where, meta.get("dtype"))
+        self._order = meta.get("order", "C")
+        self._separator = meta.get("dimension_separator", ".")
+        self._compressor = _compressor(where, meta)
+        if len(self._chunks) != len(self.shape) or self._order not in ("C", "F"):
+            raise CheckpointFormatError(
+                f"{where}/.zarray is damaged: shape {self.shape}, chunks {self._chunks} and order "
+                f"{self._order!r} do not go together."
+            )
+
+    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:  # noqa: D102
+        pieces = tuple(
+            range(part.start // size, -(-part.stop // size))
+            for part, size in zip(box, self._chunks, strict=True)
+        )
+        if out is None and math.prod(map(len, pieces)) == 1:
+            place = tuple(piece[0] for piece in pieces)
+            return self._chunk(place)[self._within(place, box)[0]].copy()
+        out = np.empty(box_shape(box), self.dtype) if out is None else out
+        for place in itertools.product(*pieces):
+            inside, target = self._within(place, box)
+            out[target] = self._chunk(place)[inside]
+        return out
+
+    def _within(self, place: tuple[int, ...], box: Box) -> tuple[Box, Box]:
+        """Return what of the chunk at `place` is wanted, and where in the result it goes."""
+        inside, target = [], []
+        for position, size, part in zip(place, self._chunks, box, strict=True):
+            start, stop = max(part.start, position * size), min(part.stop, (position + 1) * size)
+            inside.append(slice(start - position * size, stop - position * size))
+            target.append(slice(start - part.start, stop - part.start))
+        return tuple(inside), tuple(target)
+
+    def _chunk(self, place: tuple[int, ...]) -> np.ndarray:
+        key = self._separator.join(map(str, place)) or "0"
+        where = f"{self._where}/{key}"
+        data = self._fetch(key)
+        if data is None:
+            raise CheckpointFormatError(
+                f"{where} is missing: this chunk of an array of shape {self.shape} was not copied "
+                "or never written."
+            )
+        size = math.prod(self._chunks) * self.dtype.itemsize
+        raw = decompress(where, self._compressor, data, size)
+        return np.frombuffer(raw, self.dtype).reshape(self._chunks, order=self._order)
+
+
+def decompress(where: str, compressor: str | None, data: bytes, size: int) -> bytes:
+    """Return the `size` bytes that `data` holds, never spending memory on more.
+
+    Args:
+      where: how errors name the chunk.
+      compressor: `"gzip"`, `"zlib"`, `"zstd"`, or None for plain bytes.
+      data: the chunk as stored.
+      size: the size in bytes that the chunk must have.
+
+    Raises:
+      CheckpointFormatError: the data is damaged or does not have that size.
+    """
+    if compressor is None:
+        raw = data
+    elif size > len(data) * _EXPANSION[compressor]:
+        raise CheckpointFormatError(
+            f"{where} is truncated or damaged: its {len(data)} bytes cannot hold {size}."
+        )
+    else:
+        raw = _inflate(where, compressor, data, size + 1)
+    if len(raw) != size:
+        raise CheckpointFormatError(
+            f"{where} is truncated or damaged: it holds {'more than ' * (len(raw) > size)}"
+            f"{min(len(raw), size)} bytes and {size} were expected."
+        )
+    return raw
+
+
+def _inflate(where: str, compressor: str, data: bytes, limit: int) -> bytes:
+    try:
+        if compressor == "zstd":
+            import pyarrow as pa
+
+            with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
+                return stream.read(limit)
+        # 47: gzip or zlib, whichever the header says.
+        return zlib.decompressobj(47).decompress(data, limit)
+    except (zlib.error, OSError, ValueError) as error:
+        raise CheckpointFormatError(
+            f"{where} is truncated or damaged: {compressor} says {str(error).strip()!r}."
+        ) from error
+
+
+def _metadata(where: str, data: bytes | None) -> dict[str, Any]:
+    if data is None:
+        raise CheckpointFormatError(f"{where}/.zarray is missing, which describes the array.")
+    try:
+        meta = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointFormatError(f"{where}/.zarray is damaged: it is no JSON.") from error
+    if not isinstance(meta, dict) or meta.get("zarr_format") != 2 or meta.get("filters"):
+        raise CheckpointFormatError(
+            f"{where}/.zarray does not describe a zarr array of version 2 without filters."
+        )
+    return meta
+
+
+def _sizes(where: str, key: str, value: Any, least: int) -> tuple[int, ...]:
+    good = isinstance(value, list) and len(value) <= _MAX_RANK
+    if not good or any(type(size) is not int or not least <= size < 2**62 for size in value):
+        raise CheckpointFormatError(
+            f"{where}/.zarray is damaged: {key!r} is {value!r}, not a list of sizes."
+        )
+    return tuple(value)
+
+
+def _dtype(where: str, value: object) -> np.dtype:
+    # Bare names, "bfloat16" among them, are tensorstore's extension of zarr.
+    if isinstance(value, str) and value in DTYPES:
+        return DTYPES[value]
+    try:
+        dtype = np.dtype(value) if isinstance(value, str) and value[:1] in "<|" else None
+    except (TypeError, ValueError):
+        dtype = None
+    if dtype is None or dtype not in DTYPES.values():
+        raise CheckpointFormatError(
+            f"{where}/.zarray: the type {value!r} is not read here (little-endian numbers are)."
+        )
+    return dtype
+
+
+def _compressor(where: str, meta: dict[str, Any]) -> str | None:
+    compressor = meta.get("compressor")
+    if compressor is None:
+        return None
+    name = compressor.get("id") if isinstance(compressor, dict) else compressor
+    if name not in _EXPANSION:
+        raise CheckpointFormatError(
+            f"{where}/.zarray: the compressor {name!r} is not read here "
+            f"({', '.join(_EXPANSION)} are)."
+        )
+    return name

@@ -1,0 +1,250 @@
+"""A folder of checkpoints as an ordered sequence of (step, checkpoint).
+
+The steps are found by the numbers that names end with, whatever stands before them:
+`checkpoint_1000`, `1000`, `step_1000`, `step1000`, `run-0001000`. Unfinished writes and what no
+format knows are left out and listed in `Trajectory.ignored`, with the reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from saturation import checkpoints
+from saturation.checkpoints import Checkpoint, Folder
+from saturation.errors import CheckpointFormatError, TrajectoryError
+
+# A number at the end, after nothing, letters, or a separator.
+_STEP = re.compile(r"(?P<family>(?:.*[^0-9])?)(?P<step>\d{1,18})")
+# Numbered things that lie inside one checkpoint.
+_INTERIOR = re.compile(r"ocdbt\.process_\d+|process_\d+|.*-\d+-of-\d+|(target|state|params)\..*")
+_UNFINISHED = re.compile(r".*(\.orbax-checkpoint-tmp(-\d+)?|\.tmp-\d+|_tmp|\.tmp|\.partial)")
+
+
+class Trajectory:
+    """An ordered sequence of checkpoints, opened one by one when asked for.
+
+    Attributes:
+      path: where it lies.
+      steps: the steps, ascending.
+      ignored: (name, reason) of everything that looks like a checkpoint and was left out.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        folders: Mapping[int, Folder],
+        ignored: Sequence[tuple[str, str]] = (),
+    ):
+        self.path = path
+        self.steps = tuple(sorted(folders))
+        self.ignored = tuple(ignored)
+        self._folders = dict(folders)
+        self._opened: dict[int, Checkpoint] = {}
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Trajectory {self.path}: {len(self)} checkpoints, steps {_listed(self.steps)}>"
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Checkpoint]:
+        return (self[step] for step in self.steps)
+
+    def __getitem__(self, step: int) -> Checkpoint:
+        if step not in self._folders:
+            raise TrajectoryError(_absent(self.path, [step], self.steps))
+        with self._lock:
+            if step not in self._opened:
+                self._opened[step] = checkpoints.open_checkpoint(self._folders[step], step)
+            return self._opened[step]
+
+    @property
+    def format(self) -> str:
+        """The name of the first checkpoint's format."""
+        return self[self.steps[0]].format
+
+    def select(self, steps: str | Sequence[int] | None) -> Trajectory:
+        """Return the trajectory of only some steps.
+
+        Args:
+          steps: None for all; `"START:STOP:EVERY"`, STOP included and each part optional; or the
+            steps themselves.
+
+        Raises:
+          TrajectoryError: a step asked for is absent, or nothing is left.
+        """
+        if steps is None:
+            return self
+        wanted = _in_range(steps, self) if isinstance(steps, str) else tuple(steps)
+        if absent := [step for step in wanted if step not in self._folders]:
+            raise TrajectoryError(_absent(self.path, absent, self.steps))
+        if not wanted:
+            raise TrajectoryError(
+                f"{self.path}: no step is in {steps!r}; there are {_listed(self.steps)}."
+            )
+        return Trajectory(self.path, {step: self._folders[step] for step in wanted}, self.ignored)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what tells this trajectory from another, without reading the arrays.
+
+        Returns:
+          `{"steps": ..., "format": ..., "arrays": hash, "files": hash}`: the hashes are over the
+          names, shapes and types of the first checkpoint's arrays, and over the names and sizes of
+          the files of every step.
+        """
+        first = self[self.steps[0]]
+        arrays = [
+            [name, list(parameter.shape), str(parameter.dtype)]
+            for name, parameter in first.parameters.items()
+        ]
+        files = [
+            [step, [[name, self._folders[step].size(name)] for name in self._folders[step].files]]
+            for step in self.steps
+        ]
+        return {
+            "steps": list(self.steps),
+            "format": first.format,
+            "arrays": _hash(arrays),
+            "files": _hash(files),
+        }
+
+
+def open_trajectory(
+    path: str | os.PathLike[str], steps: str | Sequence[int] | None = None
+) -> Trajectory:
+    """Find the checkpoints in a folder.
+
+    Args:
+      path: a folder with a checkpoint for each step, or one checkpoint.
+      steps: which of them, as `Trajectory.select` takes it.
+
+    Returns:
+      The trajectory.
+
+    Raises:
+      TrajectoryError: no checkpoint is there, two have one step, or a step is absent.
+      CheckpointFormatError: the place cannot be read.
+    """
+    folder = checkpoints.open_folder(path)
+    folders, ignored = _numbered(folder)
+    if not folders:
+        folders = _single(folder, ignored)
+    return Trajectory(folder.path, folders, ignored).select(steps)
+
+
+def _numbered(folder: Folder) -> tuple[dict[int, Folder], list[tuple[str, str]]]:
+    """Return the numbered checkpoints directly in a folder, and what was left out and why."""
+    found: dict[int, tuple[str, str, Folder]] = {}
+    ignored: list[tuple[str, str]] = []
+    for name, family, step, place in _candidates(folder):
+        if _UNFINISHED.fullmatch(name):
+            ignored.append((name, "temporary: its writer did not finish"))
+            continue
+        if step is None:
+            continue
+        reason = _why_not(place)
+        if reason is not None:
+            ignored.append((name, reason))
+        elif step in found:
+            raise TrajectoryError(
+                f"{folder.path} has two checkpoints for step {step}: {found[step][0]} and {name}. "
+                "Move one away."
+            )
+        else:
+            found[step] = (name, family, place)
+    families = sorted({family for _, family, _ in found.values()})
+    if len(families) > 1:
+        raise TrajectoryError(
+            f"{folder.path} has numbered checkpoints of several names: "
+            + ", ".join(f"{family}*" for family in families)
+            + ". Put each series into a folder of its own."
+        )
+    return {step: place for step, (_, _, place) in found.items()}, ignored
+
+
+def _candidates(folder: Folder) -> Iterator[tuple[str, str, int | None, Folder]]:
+    """Yield (name, what stands before the number, number, place) for each possible checkpoint."""
+    for name in folder.folders:
+        yield name, *_numbers(name), folder.child(name)
+    for name in folder.files:
+        yield name, *_numbers(name), folder.only(name)
+
+
+def _numbers(name: str) -> tuple[str, int | None]:
+    found = _STEP.fullmatch(name)
+    if not found or _INTERIOR.fullmatch(name):
+        return name, None
+    return found["family"], int(found["step"])
+
+
+def _why_not(place: Folder) -> str | None:
+    """Return why a place is no checkpoint, or None where it is one."""
+    try:
+        known = checkpoints.find_format(place) is not None
+        return None if known else f"incomplete or unknown: {checkpoints.why_unknown(place)}"
+    except CheckpointFormatError:
+        # It is a checkpoint, and damaged: whoever opens it gets the error.
+        return None
+
+
+def _single(folder: Folder, ignored: Sequence[tuple[str, str]]) -> dict[int, Folder]:
+    """Return a folder that is itself a checkpoint as a trajectory of one step."""
+    if checkpoints.find_format(folder) is None:
+        left_out = "; ".join(f"{name} ({reason})" for name, reason in ignored)
+        looked = checkpoints.why_unknown(folder)
+        raise TrajectoryError(
+            f"{folder.path} holds no checkpoint"
+            + (f". Left out: {left_out}. " if left_out else ": no numbered one, and itself ")
+            + (looked if not left_out else "")
+        )
+    # A lone file may carry the number, or else the folder's own name.
+    own = os.path.basename(folder.path.rstrip("/"))
+    candidates = (*(folder.files if len(folder.files) == 1 else ()), own)
+    numbers = [step for name in candidates if (step := _numbers(name)[1]) is not None]
+    return {numbers[0] if numbers else 0: folder}
+
+
+def _in_range(text: str, trajectory: Trajectory) -> tuple[int, ...]:
+    parts = text.split(":")
+    if len(parts) > 3 or any(part and not part.isdecimal() for part in parts) or text == "":
+        raise TrajectoryError(
+            f"steps {text!r}: START:STOP:EVERY was expected, such as 0:100000:1000 or ::1000."
+        )
+    if len(parts) == 1:
+        return (int(text),)
+    start, stop, every = (int(part) if part else None for part in (*parts, "")[:3])
+    if every == 0:
+        raise TrajectoryError(f"steps {text!r}: EVERY must be at least 1.")
+    first = trajectory.steps[0] if start is None else start
+    return tuple(
+        step
+        for step in trajectory.steps
+        if step >= first
+        and (stop is None or step <= stop)
+        and (every is None or (step - first) % every == 0)
+    )
+
+
+def _absent(path: str, absent: Sequence[int], steps: Sequence[int]) -> str:
+    nearest = {min(steps, key=lambda step: abs(step - missing)) for missing in absent}
+    return (
+        f"{path} has no checkpoint for step {_listed(absent)}; the nearest it has is "
+        f"{_listed(sorted(nearest))}."
+    )
+
+
+def _listed(steps: Sequence[int], most: int = 6) -> str:
+    if len(steps) <= most:
+        return ", ".join(map(str, steps))
+    return f"{', '.join(map(str, steps[: most - 1]))}, … {steps[-1]}"
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
