@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from saturation.attention import attention, tempered_softmax
+    from saturation.attention import tempered_softmax
     from saturation.growth import fit_growth
     from saturation.results import load_results
     from saturation.run import measure
@@ -27,10 +27,9 @@ _HOME = {
     "measure": "saturation.run",
     "load_results": "saturation.results",
     "fit_growth": "saturation.growth",
-    "attention": "saturation.attention",
     "tempered_softmax": "saturation.attention",
 }
-__all__ = ["attention", "fit_growth", "load_results", "measure", "open_trajectory", "tempered_softmax"]
+__all__ = ["fit_growth", "load_results", "measure", "open_trajectory", "tempered_softmax"]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,3 +27,11 @@ class ConfigError(SaturationError):
 
 class MeasureError(SaturationError):
     """A measure that is unknown, or that cannot be taken on this trajectory."""
+
+
+class ArgumentError(SaturationError, ValueError):
+    """An argument of a model or of a function of arrays that cannot be used."""
+
+
+class Stopped(SaturationError):
+    """The work was stopped by a signal after writing what was finished; the same command resumes it."""

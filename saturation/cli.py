@@ -1,0 +1,233 @@
+"""The command line: parse, call, print. Everything it does is a function of the package.
+
+Exit 0: all that was asked is done. 1: it failed, with one clear sentence on stderr. 2: wrong usage.
+75: stopped by a signal; the same command resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saturation.errors import SaturationError, Stopped
+from saturation.signals import stop_requested
+
+if TYPE_CHECKING:
+    from saturation.progress import Progress
+
+EXIT_FAILED, EXIT_RESUMABLE = 1, 75
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Measure what pretraining does to a transformer's parameters and attention, "
+    "from its checkpoints. Add --debug to any command for a traceback of its error.",
+)
+
+TrajectoryArgument = Annotated[
+    str, typer.Argument(metavar="TRAJECTORY", help="A folder of checkpoints.")
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A folder that `measure` wrote.")]
+StepsOption = Annotated[
+    str | None,
+    typer.Option("--steps", metavar="START:STOP:EVERY", help="Steps to take; STOP is included."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+PartialOption = Annotated[bool, typer.Option("--partial", help="Take an incomplete run as it is.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
+]
+
+
+@app.command("ls")
+def list_trajectory(
+    trajectory: TrajectoryArgument, steps: StepsOption = None, as_json: JsonOption = False
+) -> None:
+    """List a trajectory: its steps, format, arrays, parameters and bytes."""
+    from saturation.listing import describe_trajectory, trajectory_text
+    from saturation.trajectory import open_trajectory
+
+    described = describe_trajectory(open_trajectory(trajectory, steps))
+    _print(described if as_json else trajectory_text(described))
+
+
+@app.command("measures")
+def list_measures(as_json: JsonOption = False) -> None:
+    """List every measure with its definition, source and metrics."""
+    from saturation.listing import describe_measures, measures_text
+
+    described = describe_measures()
+    _print(described if as_json else measures_text(described))
+
+
+@app.command("measure")
+def measure_trajectory(
+    trajectory: TrajectoryArgument,
+    measures: Annotated[
+        str, typer.Option("--measures", metavar="NAME[,NAME…]", help="See `saturation measures`.")
+    ],
+    out: Annotated[str, typer.Option("--out", metavar="RUN", help="Folder or URL to write to.")],
+    steps: StepsOption = None,
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="I/N", help="Do one part of N, from 0.")
+    ] = "0/1",
+    common_arrays: Annotated[
+        bool,
+        typer.Option("--common-arrays", help="Where checkpoints differ, take what they share."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be read, and read nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a trajectory into a run folder; a run that was stopped goes on where it was."""
+    from saturation.plan import Shard
+    from saturation.listing import measured_text, planned_text
+    from saturation.trajectory import open_trajectory
+
+    part = Shard.parse(shard)
+    names = tuple(name.strip() for name in measures.split(",") if name.strip())
+    opened = open_trajectory(trajectory, steps)
+    if dry_run:
+        from saturation.plan import planned_work
+
+        work = planned_work(opened, names, out, part, common_arrays)
+        _print(work if as_json else planned_text(work))
+        return
+
+    from saturation.run import measure
+
+    with stop_requested() as stop, _progress("Measuring", "B", quiet=as_json) as progress:
+        outcome = measure(opened, names, out, part, common_arrays, progress, stop)
+    _print(outcome.to_json() if as_json else measured_text(outcome, out))
+    outcome.refuse_nonfinite(out)
+
+
+@app.command("status")
+def show_status(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Say what of a run is there and what is missing."""
+    from saturation.results import status
+    from saturation.runfolder import RunFolder
+    from saturation.listing import status_text
+
+    found = status(RunFolder(run))
+    _print(found.to_json() if as_json else status_text(run, found))
+
+
+@app.command("fit")
+def fit_growth_laws(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A measured run.")] = None,
+    scope: Annotated[str, typer.Option("--scope", help="Whose l2 norm is fitted.")] = "blocks",
+    csv: Annotated[
+        str | None,
+        typer.Option("--csv", metavar="FILE", help="Fit a column of a CSV file instead."),
+    ] = None,
+    x: Annotated[str, typer.Option("--x", help="The CSV's column of steps.")] = "step",
+    y: Annotated[str, typer.Option("--y", help="The CSV's column of values.")] = "norm",
+    partial: PartialOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the growth laws a·g(t) + b to a norm: linear, √t, t^¼, ln(1+t) and the free power."""
+    from saturation.growth import fit_all
+    from saturation.listing import fits_text, read_csv_series, scope_norm
+
+    if (run is None) == (csv is None):
+        raise typer.BadParameter("give either a RUN or --csv FILE")
+    if csv is not None:
+        series = read_csv_series(csv, x, y)
+    else:
+        series = scope_norm(str(run), scope, partial)
+    fits = fit_all(*series)
+    _print({law: fit.to_json() for law, fit in fits.items()} if as_json else fits_text(fits))
+
+
+@app.command("report")
+def write_report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Measured runs.")],
+    figures: Annotated[
+        str, typer.Option("--figures", metavar="DIR", help="Folder for PNG, PDF and summary.txt.")
+    ],
+    partial: PartialOption = False,
+) -> None:
+    """Draw the figures of one or several runs, and write a short text that says what they show."""
+    from saturation.experiment import report
+
+    for path in report(runs, figures, partial=partial):
+        typer.echo(path)
+
+
+@app.command("pretrain")
+def pretrain_model(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: SetOption = None,
+) -> None:
+    """Pretrain a small T5 and write the trajectory of its checkpoints."""
+    from saturation.config import PretrainConfig, load_config
+    from saturation.training import pretrain
+
+    settings = load_config(config, _parse_overrides(overrides), PretrainConfig)
+    with _progress("Pretraining", "steps") as progress:
+        folder = pretrain(settings, progress)
+    typer.echo(f"The trajectory is in {folder}; list it with `saturation ls {folder}`.")
+
+
+@app.command("run")
+def run_experiment_file(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: SetOption = None,
+) -> None:
+    """Do all that an experiment file says: trajectory, measures, fits and figures."""
+    from saturation.config import ExperimentConfig, load_config
+    from saturation.experiment import run_experiment
+
+    typer.echo(run_experiment(load_config(config, _parse_overrides(overrides), ExperimentConfig)))
+
+
+@app.command("export")
+def export_run(
+    run: RunArgument,
+    kind: Annotated[str, typer.Option("--format", help="csv, parquet or tensorboard.")],
+    path: Annotated[str, typer.Option("--path", help="File (tensorboard: folder) to write.")],
+    partial: PartialOption = False,
+) -> None:
+    """Write a run's table for another tool."""
+    from saturation.report.export import export
+    from saturation.results import load_results
+
+    export(load_results(run, partial=partial), kind, path)
+    typer.echo(f"Wrote {path}.")
+
+
+def main() -> None:
+    """Run the command line; every foreseen error is one sentence on stderr."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except SaturationError as error:
+        if debug:
+            raise
+        print(f"saturation: {error}", file=sys.stderr)
+        sys.exit(EXIT_RESUMABLE if isinstance(error, Stopped) else EXIT_FAILED)
+
+
+def _print(result: str | dict[str, Any]) -> None:
+    typer.echo(result if isinstance(result, str) else json.dumps(result, indent=1))
+
+
+def _progress(what: str, unit: str, quiet: bool = False) -> Progress:
+    from saturation.progress import Progress
+
+    return Progress(what, unit, quiet=quiet)
+
+
+def _parse_overrides(items: list[str] | None) -> dict[str, str]:
+    for item in items or []:
+        if "=" not in item:
+            raise typer.BadParameter(f"--set takes KEY=VALUE, found {item!r}")
+    return dict(item.split("=", 1) for item in items or [])

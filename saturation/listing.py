@@ -1,0 +1,198 @@
+"""What the command line prints: each thing as data for --json, and as a text for people."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saturation.errors import ResultsError
+from saturation.results import Status, load_results
+
+if TYPE_CHECKING:
+    from saturation.growth import Fit
+    from saturation.run import Outcome
+    from saturation.trajectory import Trajectory
+
+
+def describe_trajectory(trajectory: Trajectory) -> dict[str, Any]:
+    """Return path, format, steps, and of the first checkpoint the arrays, parameters and bytes."""
+    checkpoint = trajectory[trajectory.steps[0]]
+    parameters = checkpoint.parameters
+    bytes_each = sum(parameter.nbytes for parameter in parameters.values())
+    return {
+        "path": trajectory.path,
+        "format": checkpoint.format,
+        "steps": list(trajectory.steps),
+        "arrays": {
+            name: {"shape": list(parameter.shape), "dtype": str(parameter.dtype)}
+            for name, parameter in parameters.items()
+        },
+        "parameters": sum(parameter.size for parameter in parameters.values()),
+        "bytes_each": bytes_each,
+        "bytes": bytes_each * len(trajectory.steps),
+        "ignored": [{"name": name, "reason": reason} for name, reason in trajectory.ignored],
+    }
+
+
+def trajectory_text(described: Mapping[str, Any]) -> str:
+    """Return what `ls` prints."""
+    steps = described["steps"]
+    dtypes = sorted({array["dtype"] for array in described["arrays"].values()})
+    lines = [
+        f"{described['path']}",
+        f"  format      {described['format']}",
+        f"  steps       {steps_text(steps)}",
+        f"  arrays      {len(described['arrays']):,} ({', '.join(dtypes)})",
+        f"  parameters  {described['parameters']:,}",
+        f"  bytes       {_bytes(described['bytes_each'])} a checkpoint, {_bytes(described['bytes'])} in all",
+    ]
+    lines += [f"  ignored     {item['name']}: {item['reason']}" for item in described["ignored"]]
+    return "\n".join(lines)
+
+
+def steps_text(steps: Sequence[int]) -> str:
+    """Return steps as a short text: all of few, else the span and the spacing where it is even.
+
+    >>> steps_text([0, 100, 200, 300])
+    '0, 100, 200, 300 (4 checkpoints)'
+    """
+    count = f"({len(steps)} checkpoint{'s' if len(steps) != 1 else ''})"
+    if len(steps) <= 12:
+        return f"{', '.join(map(str, steps))} {count}"
+    gaps = {later - earlier for earlier, later in zip(steps[:-1], steps[1:], strict=True)}
+    spacing = f"every {gaps.pop()}" if len(gaps) == 1 else f"{min(gaps)} to {max(gaps)} apart"
+    return f"{steps[0]} … {steps[-1]}, {spacing} {count}"
+
+
+def describe_measures() -> dict[str, Any]:
+    """Return {measure: its definition, source, statistics and metrics' names}."""
+    from saturation.measures import MEASURES
+
+    return {
+        name: {
+            "definition": measure.definition,
+            "source": measure.source,
+            "needs": "weights of neighbouring checkpoints" if measure.compares_steps else "weights",
+        }
+        for name, measure in MEASURES.items()
+    }
+
+
+def measures_text(described: Mapping[str, Any]) -> str:
+    """Return what `measures` prints: a measure a paragraph."""
+    return "\n".join(
+        f"{name}\n  {measure['definition']}\n  needs {measure['needs']}; source: {measure['source']}"
+        for name, measure in described.items()
+    )
+
+
+def measured_text(outcome: Outcome, out: str) -> str:
+    """Return what `measure` prints at its end."""
+    return (
+        f"{outcome.computed} parts computed, {outcome.reused} reused, in {out}. "
+        f"Next: `saturation fit {out}`, `saturation report {out} --figures DIR`."
+    )
+
+
+def planned_text(work: Mapping[str, Any]) -> str:
+    """Return what `measure --dry-run` prints."""
+    return (
+        f"{work['arrays']} arrays at {work['steps']} steps: {_bytes(work['bytes'])} would be read, "
+        f"{work['parts']} parts written and {work['reused']} reused."
+    )
+
+
+def status_text(run: str, found: Status) -> str:
+    """Return what `status` prints: a measure a line, and what is missing."""
+    lines = [run]
+    for measure, expected in found.expected.items():
+        lines.append(f"  {measure:<12}{found.present[measure]} of {expected} (array, step) pairs")
+        missing = found.missing[measure]
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            lines.append(f"  {'':<12}missing: {', '.join(missing[:5])}{more}")
+    lines.append("  complete" if found.complete else "  incomplete: run the same `measure` again")
+    return "\n".join(lines)
+
+
+def fits_text(fits: Mapping[str, Fit]) -> str:
+    """Return what `fit` prints: a law a line, the best by AIC marked."""
+    from saturation.growth import best_law, describe
+
+    best = best_law(fits)
+    width = max(len(describe(fit)) for fit in fits.values())
+    head = f"  {'law':<12} {'fit':<{width}}   {'R²':<8} {'AIC':>9}  error on the last fifth"
+    lines = [head]
+    for law, fit in fits.items():
+        mark = "*" if fit is best else " "
+        holdout = "—" if fit.holdout_error is None else f"{fit.holdout_error:.2%}"
+        lines.append(
+            f"{mark} {law:<12} {describe(fit):<{width}}   {fit.r2:<8.5f} {fit.aic:>9.1f}  {holdout}"
+        )
+    lines.append(f"* lowest AIC of {best.n} points")
+    power = fits["power"]
+    if power.interval is not None:
+        low, high = power.interval
+        lines.append(
+            f"p = {power.p:.3f}, 95 % interval {low:.3f} to {high:.3f} (moving-block bootstrap); "
+            f"without the first point p = {power.p_without_first:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def read_csv_series(path: str, x: str, y: str) -> tuple[list[float], list[float]]:
+    """Return two columns of a CSV file as numbers.
+
+    Raises:
+      ResultsError: no such file, no such column (those there are get listed), or a cell that is no number.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ResultsError(f"{path} cannot be read: {reason}.") from error
+    columns = list(rows[0]) if rows else []
+    for column in (x, y):
+        if column not in columns:
+            raise ResultsError(
+                f"{path} has no column {column!r}; it has: {', '.join(map(str, columns)) or 'none'}."
+            )
+    return _numbers(path, rows, x), _numbers(path, rows, y)
+
+
+def _numbers(path: str, rows: Iterable[Mapping[str, str]], column: str) -> list[float]:
+    values = []
+    for line, row in enumerate(rows, start=2):
+        try:
+            values.append(float(row[column]))
+        except (TypeError, ValueError) as error:
+            raise ResultsError(
+                f"{path}, line {line}: {column} is {row[column]!r}, and a number is needed."
+            ) from error
+    return values
+
+
+def scope_norm(run: str, scope: str, partial: bool) -> tuple[list[float], list[float]]:
+    """Return the steps and the l2 norm of one scope of a run.
+
+    Raises:
+      ResultsError: the run has no norms, or no such scope; those that are no single array get listed.
+    """
+    table = load_results(run, partial=partial)
+    norms = table[(table["measure"] == "norms") & (table["metric"] == "l2")]
+    chosen = norms[norms["scope"] == scope]
+    if chosen.empty:
+        known = [name for name in norms["scope"].unique() if name.count("/") < 2]
+        raise ResultsError(
+            f"{run} has no l2 norm of scope {scope!r}; it has: {', '.join(known) or 'no norms at all'}."
+        )
+    return chosen["step"].tolist(), chosen["value"].tolist()
+
+
+def _bytes(count: float) -> str:
+    exponent = min(int(math.log(max(count, 1), 1000)), 4)
+    return f"{count / 1000**exponent:.4g} {('B', 'kB', 'MB', 'GB', 'TB')[exponent]}"

@@ -1,0 +1,29 @@
+"""The measures: one file each, and the table of all of them.
+
+No file here imports JAX when it is imported: reports and fits read a measure's `metrics` on machines
+that compute nothing, and a measure of weights is written with arithmetic operators alone, which
+NumPy and traced JAX arrays share.
+"""
+
+from __future__ import annotations
+
+from saturation.errors import MeasureError
+from saturation.measures.base import WeightMeasure
+from saturation.measures.direction import DIRECTION
+from saturation.measures.norms import NORMS
+
+MEASURES: dict[str, WeightMeasure] = {measure.name: measure for measure in (NORMS, DIRECTION)}
+
+
+def find_measures(names: list[str] | tuple[str, ...]) -> tuple[WeightMeasure, ...]:
+    """Return the measures of these names, each once, in the order given.
+
+    Raises:
+      MeasureError: no name is given, or one that no measure has; the text lists those there are.
+    """
+    if not names:
+        raise MeasureError(f"No measure was named; there are: {', '.join(MEASURES)}.")
+    for name in names:
+        if name not in MEASURES:
+            raise MeasureError(f"There is no measure {name!r}; there are: {', '.join(MEASURES)}.")
+    return tuple(MEASURES[name] for name in dict.fromkeys(names))

@@ -1,0 +1,57 @@
+"""What a measure is: additive statistics taken per array, and metrics derived from them per scope."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Rule = Literal["sum", "max", "min"]
+Statistics = Mapping[str, np.ndarray]  # {statistic: float64 (arrays, steps)}
+
+COMBINE: dict[Rule, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """What a metric may need to know of the arrays in a scope, each of shape (arrays, 1).
+
+    Attributes:
+      size: number of elements.
+      rank: number of axes; a matrix has two or more.
+      fan_in: length of the contracted axis of a kernel, NaN for what is no kernel.
+    """
+
+    size: np.ndarray
+    rank: np.ndarray
+    fan_in: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity: it keys the cache of compiled passes
+class WeightMeasure:
+    """A measure of weights: streamed array by array, its statistics add up over blocks and arrays.
+
+    Attributes:
+      name: what the command line calls it.
+      definition: one line, the formula.
+      source: the paper, or "ours".
+      statistics: {statistic: how two parts of it combine}.
+      terms: (x, previous, first) -> {statistic: elementwise terms}, arrays of one shape in the
+        accumulation's dtype; the driver reduces them by the statistic's rule. `previous` and `first`
+        are the same array at the previous and the first selected checkpoint.
+      metrics: (statistics, arrays) -> {metric: float64 (steps,)}, over the arrays of one scope; a
+        metric that has no meaning there is left out.
+      compares_steps: whether it needs the previous checkpoint, so that the first has no value.
+      against_first: the metrics that compare with the first checkpoint instead of the previous one.
+    """
+
+    name: str
+    definition: str
+    source: str
+    statistics: Mapping[str, Rule]
+    terms: Callable[[Any, Any, Any], dict[str, Any]]
+    metrics: Callable[[Statistics, ArrayInfo], dict[str, np.ndarray]]
+    compares_steps: bool = False
+    against_first: tuple[str, ...] = ()

@@ -1,0 +1,270 @@
+"""What is to be done for a run: which arrays, from which step on, in which shard; and what it is a run of."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import saturation
+from saturation.errors import MeasureError, ResultsError
+from saturation.measures import find_measures
+from saturation.measures.base import WeightMeasure
+from saturation.results import missing_steps
+from saturation.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from saturation.checkpoints.base import Checkpoint, Parameter
+    from saturation.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` equal parts of the work, `index` from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Return the shard that `I/N` names.
+
+        Raises:
+          MeasureError: the text is not `I/N` with 0 ≤ I < N.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if not match or not int(match[1]) < int(match[2]):
+            raise MeasureError(f"--shard takes I/N with I = 0 … N-1, such as 0/8; found {text!r}.")
+        return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One array to measure: `measures` over `steps[start:]`, whose predecessor is step `start - 1`."""
+
+    name: str
+    measures: tuple[WeightMeasure, ...]
+    start: int
+
+
+def shared_parameters(trajectory: Trajectory, common_only: bool = False) -> dict[str, Parameter]:
+    """Return the parameters that every selected checkpoint has, in the order of their names.
+
+    Args:
+      trajectory: at least one checkpoint.
+      common_only: leave out the arrays that some checkpoint lacks, or has in another shape.
+
+    Raises:
+      MeasureError: the checkpoints differ and `common_only` was not asked for; both differences are listed.
+    """
+    first, *others = trajectory.steps
+    shared = dict(trajectory[first].parameters)
+    for step in others:
+        parameters = trajectory[step].parameters
+        if not common_only:
+            _refuse_difference(first, shared, step, parameters)
+        shared = {
+            name: parameter
+            for name, parameter in shared.items()
+            if name in parameters and parameters[name].shape == parameter.shape
+        }
+    if not shared:
+        raise MeasureError(f"{trajectory.path}: the selected checkpoints have no array in common.")
+    return shared
+
+
+def _refuse_difference(first: int, expected: Any, step: int, found: Any) -> None:
+    lost = sorted(set(expected) - set(found))
+    new = sorted(set(found) - set(expected))
+    reshaped = [
+        f"{name} {expected[name].shape} against {found[name].shape}"
+        for name in expected
+        if name in found and expected[name].shape != found[name].shape
+    ]
+    if lost or new or reshaped:
+        raise MeasureError(
+            f"Checkpoints {first} and {step} differ: only in {first}: {_listed(lost)}; only in {step}: "
+            f"{_listed(new)}; of another shape: {_listed(reshaped)}. "
+            "Measure what they share with --common-arrays, or select steps that agree with --steps."
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def identity(checkpoint: Checkpoint) -> str:
+    """Return a hash that tells a checkpoint from any other: of all shapes, and of its smallest matrix's values."""
+    parameters = checkpoint.parameters
+    digest = hashlib.sha256()
+    for name, parameter in parameters.items():
+        digest.update(f"{name} {parameter.shape}\n".encode())
+    matrices = [name for name, parameter in parameters.items() if len(parameter.shape) > 1]
+    smallest = min(matrices or parameters, key=lambda name: (parameters[name].size, name))
+    digest.update(checkpoint.read(smallest).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def describe_run(
+    trajectory: Trajectory, measures: Sequence[WeightMeasure], parameters: dict[str, Parameter]
+) -> dict[str, Any]:
+    """Return `run.json`: what is measured, of what, by which code, on which device."""
+    steps = trajectory.steps
+    return {
+        "trajectory": trajectory.path,
+        "format": trajectory[steps[0]].format,
+        "steps": list(steps),
+        "identity": {
+            str(step): identity(trajectory[step]) for step in sorted({steps[0], steps[-1]})
+        },
+        "measures": [measure.name for measure in measures],
+        "arrays": _describe_arrays(parameters),
+        "environment": _environment(),
+    }
+
+
+def _environment() -> dict[str, str]:
+    import jax
+    import numpy as np
+
+    from saturation.measures.reduce import accumulation
+
+    device = jax.local_devices()[0]
+    return {
+        "saturation": saturation.__version__,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "device": f"{device.device_kind} ({device.platform})",
+        "accumulation": accumulation(device.platform),
+    }
+
+
+def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -> dict[str, Any]:
+    """Write `run.json`, or extend the one that is there, and return it.
+
+    A run can be asked for more measures, and for more steps behind the ones it has.
+
+    Raises:
+      ResultsError: the folder holds a run of another trajectory, or of steps that these do not continue.
+    """
+    found = folder.description()
+    if found is None:
+        folder.describe(asked)
+        return asked
+    _refuse_other_trajectory(folder, found, trajectory)
+    have, want = found["steps"], asked["steps"]
+    if have[: len(want)] != want and want[: len(have)] != have:
+        raise ResultsError(
+            f"{folder.path} was measured at steps {_span(have)}, which the selected {_span(want)} do not "
+            "continue; choose another --out, or the same --steps."
+        )
+    if list(found["arrays"]) != list(asked["arrays"]):
+        raise ResultsError(
+            f"{folder.path} was measured over {len(found['arrays'])} arrays and this command asks for "
+            f"{len(asked['arrays'])}; choose another --out, or the same --common-arrays."
+        )
+    joined = {
+        **found,
+        "steps": max(have, want, key=len),
+        "identity": {**asked["identity"], **found["identity"]},
+        "measures": list(dict.fromkeys([*found["measures"], *asked["measures"]])),
+    }
+    if joined != found:
+        folder.describe(joined)
+    return joined
+
+
+def _refuse_other_trajectory(
+    folder: RunFolder, found: dict[str, Any], trajectory: Trajectory
+) -> None:
+    for step, expected in found["identity"].items():
+        if int(step) in trajectory.steps and identity(trajectory[int(step)]) != expected:
+            raise ResultsError(
+                f"{folder.path} holds the run of another trajectory, {found['trajectory']}: its checkpoint "
+                f"{step} is not the one in {trajectory.path}. Choose another --out."
+            )
+
+
+def _span(steps: Sequence[int]) -> str:
+    return f"{steps[0]} … {steps[-1]} ({len(steps)} of them)"
+
+
+def jobs(
+    folder: RunFolder, described: dict[str, Any], measures: Sequence[str], shard: Shard
+) -> tuple[list[Job], int]:
+    """Return what this shard still has to do, largest array first, and how many parts lie there already."""
+    steps, parts = described["steps"], folder.parts()
+    todo, reused = [], 0
+    for name in assigned(described["arrays"], shard):
+        starts: dict[int, list[WeightMeasure]] = {}
+        for measure in find_measures(tuple(measures)):
+            missing = missing_steps(steps, parts.get((measure.name, name), []))
+            if missing:
+                starts.setdefault(steps.index(missing[0]), []).append(measure)
+            else:
+                reused += 1
+        todo += [Job(name, tuple(group), start) for start, group in sorted(starts.items())]
+    return todo, reused
+
+
+def planned_work(
+    trajectory: Trajectory,
+    measures: Sequence[str],
+    out: str,
+    shard: Shard,
+    common_arrays: bool = False,
+) -> dict[str, int]:
+    """Return what `measure` would do, without reading an array or writing a file.
+
+    Raises:
+      MeasureError: an unknown measure, or checkpoints that differ.
+    """
+    parameters = shared_parameters(trajectory, common_arrays)
+    asked = find_measures(tuple(measures))
+    described = {"steps": list(trajectory.steps), "arrays": _describe_arrays(parameters)}
+    todo, reused = jobs(RunFolder(out), described, [measure.name for measure in asked], shard)
+    return {
+        "arrays": len({job.name for job in todo}),
+        "steps": len(trajectory.steps),
+        "bytes": sum(
+            parameters[job.name].nbytes * (len(trajectory.steps) - job.start) for job in todo
+        ),
+        "parts": sum(len(job.measures) for job in todo),
+        "reused": reused,
+    }
+
+
+def _describe_arrays(parameters: dict[str, Parameter]) -> dict[str, Any]:
+    return {
+        name: {
+            "shape": list(parameter.shape),
+            "dtype": str(parameter.dtype),
+            "fan_in": parameter.fan_in,
+        }
+        for name, parameter in parameters.items()
+    }
+
+
+def assigned(arrays: dict[str, dict[str, Any]], shard: Shard) -> list[str]:
+    """Return the arrays of a shard: the largest first, each to the shard with the least so far."""
+
+    def size(name: str) -> int:
+        result = 1
+        for length in arrays[name]["shape"]:
+            result *= length
+        return result
+
+    loads = [0] * shard.count
+    mine = []
+    for name in sorted(arrays, key=lambda name: (-size(name), name)):
+        lightest = loads.index(min(loads))
+        loads[lightest] += size(name)
+        if lightest == shard.index:
+            mine.append(name)
+    return mine

@@ -1,0 +1,211 @@
+"""The one driver: measures a trajectory into a run folder, array by array through all steps.
+
+Each array is read at the first selected step, then at the next, and so on; only the previous step's
+values (and the first's) are kept. So every byte is read once, each pair of neighbours meets in
+memory, and memory is a few blocks of 32 MB, whatever the size of the model or the number of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from saturation.errors import MeasureError, Stopped
+from saturation.measures import find_measures
+from saturation.measures.reduce import NEUTRAL, block_statistics, combine, enable_x64
+from saturation.plan import Job, Shard, describe_run, jobs, join_run, shared_parameters
+from saturation.progress import Progress
+from saturation.results import write_part
+from saturation.runfolder import RunFolder
+from saturation.stream import blocks, read_through
+
+if TYPE_CHECKING:
+    from saturation.checkpoints.base import Box, Parameter
+    from saturation.trajectory import Trajectory
+
+Totals = dict[str, dict[str, np.ndarray]]  # {measure: {statistic: float64 (steps,)}}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call of `measure` did.
+
+    Attributes:
+      computed, reused: parts written now, and parts that an earlier call had written.
+      nonfinite: (step, array, count) of NaN and ±∞ met now, in the order of steps.
+    """
+
+    computed: int
+    reused: int
+    nonfinite: tuple[tuple[int, str, int], ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields as JSON holds them."""
+        return dataclasses.asdict(self)
+
+    def refuse_nonfinite(self, out: str) -> None:
+        """Raise `MeasureError` where NaN or ±∞ were met; the table is written all the same."""
+        if self.nonfinite:
+            step, name, count = self.nonfinite[0]
+            more = f" (and {len(self.nonfinite) - 1} more such)" if len(self.nonfinite) > 1 else ""
+            raise MeasureError(
+                f"Checkpoint {step} has {count} NaN or infinite values in {name}{more}. The table in "
+                f"{out} is complete: `nonfinite` counts them, and the norms of their scopes are not finite there."
+            )
+
+
+def measure(
+    trajectory: Trajectory,
+    measures: Sequence[str],
+    out: str,
+    shard: Shard | None = None,
+    common_arrays: bool = False,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Outcome:
+    """Measure the weights of a trajectory into the run folder `out`, computing only what is missing.
+
+    Args:
+      trajectory: what `open_trajectory` returns; its selected steps are measured.
+      measures: names from `saturation.measures.MEASURES`.
+      out: a folder or a URL; several shards and a restarted run share it.
+      shard: the part of the arrays to do; all of them by default.
+      common_arrays: where checkpoints differ, measure the arrays they share.
+      progress: shows the bytes read.
+      stop: when set, the arrays at hand are finished and written, and `Stopped` is raised.
+
+    Raises:
+      MeasureError: an unknown measure, or checkpoints that differ.
+      ResultsError: `out` cannot be written, or holds another run.
+      CheckpointFormatError: a checkpoint is damaged; what was written before is intact.
+      Stopped: `stop` was set before everything was done.
+    """
+    asked = find_measures(tuple(measures))
+    folder = RunFolder(out)
+    parameters = shared_parameters(trajectory, common_arrays)
+    described = join_run(folder, describe_run(trajectory, asked, parameters), trajectory)
+    todo, reused = jobs(folder, described, [m.name for m in asked], shard or Shard())
+    stream = _Stream(
+        trajectory, parameters, folder, progress or Progress("", "B", quiet=True), stop
+    )
+    stream.progress.say(
+        f"{len(todo)} parts to compute, {reused} reused from an earlier run of {folder.path}"
+    )
+    stream.run(todo)
+    computed = sum(len(job.measures) for job in todo)
+    return Outcome(computed, reused, tuple(sorted(stream.nonfinite)))
+
+
+class _Stream:
+    """Streams jobs through the device, an array to a worker thread, and writes a part for each."""
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        parameters: dict[str, Parameter],
+        folder: RunFolder,
+        progress: Progress,
+        stop: threading.Event | None,
+    ) -> None:
+        self.trajectory, self.parameters, self.folder = trajectory, parameters, folder
+        self.progress, self.stop = progress, stop or threading.Event()
+        self.nonfinite: list[tuple[int, str, int]] = []
+        self._failed = threading.Event()
+
+    def run(self, todo: Sequence[Job]) -> None:
+        """Do all jobs; on an error or a stop, finish and write the arrays at hand and begin no other."""
+        steps = len(self.trajectory.steps)
+        self.progress.start(
+            sum(self.parameters[job.name].nbytes * (steps - job.start) for job in todo)
+        )
+        workers = _workers(jax.default_backend())
+        with (
+            ThreadPoolExecutor(2 * workers, "read") as readers,
+            ThreadPoolExecutor(workers, "measure") as pool,
+        ):
+            finished = [pool.submit(self._unless_halted, job, readers) for job in todo]
+        completed = [future.result() for future in finished]  # raises the first error there was
+        if not all(completed):
+            raise Stopped(
+                f"Stopped by a signal. What was finished is in {self.folder.path}; "
+                "run the same command again to compute the rest."
+            )
+
+    def _unless_halted(self, job: Job, readers: Executor) -> bool:
+        if self.stop.is_set() or self._failed.is_set():
+            return False
+        try:
+            self._measure(job, readers)
+        except BaseException:
+            self._failed.set()
+            raise
+        return True
+
+    def _measure(self, job: Job, readers: Executor) -> None:
+        """Stream one array through all steps that its measures lack, and write their parts."""
+        steps = self.trajectory.steps[job.start :]
+        totals: Totals = {
+            measure.name: {
+                name: np.full(len(steps), NEUTRAL[rule])
+                for name, rule in measure.statistics.items()
+            }
+            for measure in job.measures
+        }
+        parameter = self.parameters[job.name]
+        axis = self.trajectory[steps[0]].block_axis(job.name)
+        for box in blocks(parameter.shape, parameter.dtype.itemsize, axis):
+            for position, partial in enumerate(self._block(job, box, readers)):
+                for measure in job.measures:
+                    for name, rule in measure.statistics.items():
+                        values = totals[measure.name][name]
+                        parts = np.append(partial[measure.name][name], values[position])
+                        values[position] = combine(rule, parts)
+        for measure in job.measures:
+            write_part(self.folder, measure.name, job.name, steps, totals[measure.name])
+            self._note_nonfinite(job.name, steps, totals[measure.name].get("nonfinite"))
+
+    def _block(
+        self, job: Job, box: Box, readers: Executor
+    ) -> Iterator[dict[str, dict[str, np.ndarray]]]:
+        """Yield the statistics of one block at each step to do."""
+        device = jax.local_devices()[0]
+        kernel = block_statistics(job.measures, device.platform)
+        selected = self.trajectory.steps
+        # A continued run reads the first step and the last one done only to compare with them.
+        earlier = [selected[position] for position in sorted({0, job.start - 1}) if job.start]
+        steps = [*earlier, *selected[job.start :]]
+        first = previous = None
+        for position, block in enumerate(
+            read_through(self.trajectory, job.name, box, steps, readers)
+        ):
+            partial = None
+            with enable_x64(True):
+                x = jax.device_put(block, device, may_alias=True)
+                first = x if first is None else first
+                if position >= len(earlier):
+                    partial = kernel(x, x if previous is None else previous, first)
+                    partial = jax.device_get(partial)
+            previous = x
+            if partial is not None:
+                self.progress.advance(block.nbytes)
+                yield partial
+
+    def _note_nonfinite(self, name: str, steps: Sequence[int], counts: np.ndarray | None) -> None:
+        for step, count in zip(steps, counts if counts is not None else (), strict=False):
+            if count:
+                self.nonfinite.append((step, name, int(count)))
+
+
+def _workers(platform: str) -> int:
+    """Return how many arrays are streamed at once: one a core, or two to keep an accelerator busy."""
+    if platform != "cpu":
+        return 2
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

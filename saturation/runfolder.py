@@ -1,0 +1,155 @@
+"""A run on disk: `run.json` and Parquet parts, in a folder or under a URL, each file written whole or not at all.
+
+    run.json                                   what was asked for, of what, by which code
+    parts/<measure>/<key>.<range>.parquet      statistics of one array over a range of steps, or of one step
+
+A part's name says what it holds, so that a restarted run computes only what is missing, any number
+of batch tasks write into one folder, and two that write the same part do no harm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from saturation.errors import ResultsError
+
+RUN_FILE = "run.json"
+_PART = re.compile(
+    r"^parts/(?P<measure>[^/]+)/(?P<key>[^/]+)\.(?P<start>\d+)-(?P<stop>\d+)\.parquet$"
+)
+
+
+class RunFolder:
+    """The files of one run, by relative name.
+
+    Args:
+      path: a local folder, or a URL that fsspec knows (`gs://…`, `s3://…`, `memory://…`).
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._remote: Any = None
+        if "://" in self.path:
+            import fsspec
+
+            self._remote, self._root = fsspec.core.url_to_fs(self.path)
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes, or None where there is no such file."""
+        try:
+            if self._remote is not None:
+                return self._remote.cat_file(f"{self._root}/{name}")
+            return (Path(self.path) / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ResultsError(f"Cannot read {self.path}/{name}: {_reason(error)}.") from error
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole: one object on a bucket, a rename on a local disk.
+
+        Raises:
+          ResultsError: the place is full or cannot be written; nothing half-written remains.
+        """
+        try:
+            if self._remote is not None:
+                self._remote.pipe_file(f"{self._root}/{name}", content)
+            else:
+                write_whole(Path(self.path) / name, lambda file: file.write_bytes(content))
+        except OSError as error:
+            raise ResultsError(
+                f"Cannot write {self.path}/{name}: {_reason(error)}. "
+                "What was written before is intact; make room or choose another --out, and run the same command again."
+            ) from error
+
+    def parts(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
+        """Return the parts that lie here: {(measure, key): sorted ranges (first step, last step)}."""
+        found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for name in self._list_parts():
+            match = _PART.match(name)
+            if match:
+                key = (match["measure"], unescape(match["key"]))
+                found.setdefault(key, []).append((int(match["start"]), int(match["stop"])))
+        return {key: sorted(ranges) for key, ranges in found.items()}
+
+    def _list_parts(self) -> list[str]:
+        if self._remote is not None:
+            try:
+                self._remote.invalidate_cache()
+                names = self._remote.find(f"{self._root}/parts")
+            except FileNotFoundError:
+                return []
+            return [name[len(self._root) :].lstrip("/") for name in names]
+        root = Path(self.path)
+        return [path.relative_to(root).as_posix() for path in root.glob("parts/*/*.parquet")]
+
+    def description(self) -> dict[str, Any] | None:
+        """Return what `run.json` says, or None where there is none.
+
+        Raises:
+          ResultsError: `run.json` is not the JSON object that a run writes.
+        """
+        content = self.read(RUN_FILE)
+        if content is None:
+            return None
+        try:
+            described = json.loads(content)
+        except ValueError as error:
+            raise ResultsError(
+                f"{self.path}/{RUN_FILE} is not JSON ({error}); it is written by `saturation measure`: "
+                "restore it, or measure into a new folder."
+            ) from error
+        if not isinstance(described, dict) or "measures" not in described:
+            raise ResultsError(
+                f"{self.path}/{RUN_FILE} does not describe a run of `saturation measure`: it has no `measures`."
+            )
+        return described
+
+    def describe(self, described: dict[str, Any]) -> None:
+        """Write `run.json`."""
+        self.write(RUN_FILE, (json.dumps(described, indent=1) + "\n").encode())
+
+
+def part_name(measure: str, key: str, start: int, stop: int) -> str:
+    """Return the file name of the part of `measure` for one array (or step) from step `start` to `stop`."""
+    return f"parts/{measure}/{escape(key)}.{start}-{stop}.parquet"
+
+
+def escape(key: str) -> str:
+    """Return an array name as one path segment, reversibly: '/' becomes '+'.
+
+    >>> escape("encoder/layers_0")
+    'encoder+layers_0'
+    """
+    return key.replace("%", "%25").replace("+", "%2B").replace("/", "+")
+
+
+def unescape(segment: str) -> str:
+    """Return the array name that `escape` turned into `segment`."""
+    return segment.replace("+", "/").replace("%2B", "+").replace("%25", "%")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary neighbour of `path`, then rename it there; on failure leave nothing.
+
+    The file is flushed to the disk before it gets its name, so that a crash cannot leave it empty.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
