@@ -86,8 +86,8 @@ def measure_trajectory(
     as_json: JsonOption = False,
 ) -> None:
     """Measure a trajectory into a run folder; a run that was stopped goes on where it was."""
-    from saturation.plan import Shard
     from saturation.listing import measured_text, planned_text
+    from saturation.plan import Shard
     from saturation.trajectory import open_trajectory
 
     part = Shard.parse(shard)
@@ -111,9 +111,9 @@ def measure_trajectory(
 @app.command("status")
 def show_status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Say what of a run is there and what is missing."""
+    from saturation.listing import status_text
     from saturation.results import status
     from saturation.runfolder import RunFolder
-    from saturation.listing import status_text
 
     found = status(RunFolder(run))
     _print(found.to_json() if as_json else status_text(run, found))
@@ -138,10 +138,7 @@ def fit_growth_laws(
 
     if (run is None) == (csv is None):
         raise typer.BadParameter("give either a RUN or --csv FILE")
-    if csv is not None:
-        series = read_csv_series(csv, x, y)
-    else:
-        series = scope_norm(str(run), scope, partial)
+    series = read_csv_series(csv, x, y) if csv else scope_norm(str(run), scope, partial)
     fits = fit_all(*series)
     _print({law: fit.to_json() for law, fit in fits.items()} if as_json else fits_text(fits))
 

@@ -34,4 +34,4 @@ class ArgumentError(SaturationError, ValueError):
 
 
 class Stopped(SaturationError):
-    """The work was stopped by a signal after writing what was finished; the same command resumes it."""
+    """A signal stopped the work; what was finished is written, and the same command goes on."""

@@ -1,4 +1,4 @@
-"""What a person asks for as a whole: an experiment file carried out, a report of several runs drawn."""
+"""What is asked for as a whole: an experiment file carried out, a report of several runs."""
 
 from __future__ import annotations
 

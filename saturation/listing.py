@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,8 @@ def trajectory_text(described: Mapping[str, Any]) -> str:
         f"  steps       {steps_text(steps)}",
         f"  arrays      {len(described['arrays']):,} ({', '.join(dtypes)})",
         f"  parameters  {described['parameters']:,}",
-        f"  bytes       {_bytes(described['bytes_each'])} a checkpoint, {_bytes(described['bytes'])} in all",
+        f"  bytes       {_bytes(described['bytes_each'])} a checkpoint, "
+        f"{_bytes(described['bytes'])} in all",
     ]
     lines += [f"  ignored     {item['name']}: {item['reason']}" for item in described["ignored"]]
     return "\n".join(lines)
@@ -62,7 +64,7 @@ def steps_text(steps: Sequence[int]) -> str:
     count = f"({len(steps)} checkpoint{'s' if len(steps) != 1 else ''})"
     if len(steps) <= 12:
         return f"{', '.join(map(str, steps))} {count}"
-    gaps = {later - earlier for earlier, later in zip(steps[:-1], steps[1:], strict=True)}
+    gaps = {later - earlier for earlier, later in itertools.pairwise(steps)}
     spacing = f"every {gaps.pop()}" if len(gaps) == 1 else f"{min(gaps)} to {max(gaps)} apart"
     return f"{steps[0]} … {steps[-1]}, {spacing} {count}"
 
@@ -84,7 +86,8 @@ def describe_measures() -> dict[str, Any]:
 def measures_text(described: Mapping[str, Any]) -> str:
     """Return what `measures` prints: a measure a paragraph."""
     return "\n".join(
-        f"{name}\n  {measure['definition']}\n  needs {measure['needs']}; source: {measure['source']}"
+        f"{name}\n  {measure['definition']}\n"
+        f"  needs {measure['needs']}; source: {measure['source']}"
         for name, measure in described.items()
     )
 
@@ -147,7 +150,7 @@ def read_csv_series(path: str, x: str, y: str) -> tuple[list[float], list[float]
     """Return two columns of a CSV file as numbers.
 
     Raises:
-      ResultsError: no such file, no such column (those there are get listed), or a cell that is no number.
+      ResultsError: no such file, no such column, or a cell that is no number.
     """
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
@@ -159,7 +162,8 @@ def read_csv_series(path: str, x: str, y: str) -> tuple[list[float], list[float]
     for column in (x, y):
         if column not in columns:
             raise ResultsError(
-                f"{path} has no column {column!r}; it has: {', '.join(map(str, columns)) or 'none'}."
+                f"{path} has no column {column!r}; it has: "
+                f"{', '.join(map(str, columns)) or 'none'}."
             )
     return _numbers(path, rows, x), _numbers(path, rows, y)
 
@@ -180,15 +184,16 @@ def scope_norm(run: str, scope: str, partial: bool) -> tuple[list[float], list[f
     """Return the steps and the l2 norm of one scope of a run.
 
     Raises:
-      ResultsError: the run has no norms, or no such scope; those that are no single array get listed.
+      ResultsError: the run has no norms, or no such scope; the wider ones get listed.
     """
     table = load_results(run, partial=partial)
-    norms = table[(table["measure"] == "norms") & (table["metric"] == "l2")]
-    chosen = norms[norms["scope"] == scope]
+    norms = table.query("measure == 'norms' and metric == 'l2'")
+    chosen = norms.query("scope == @scope")
     if chosen.empty:
         known = [name for name in norms["scope"].unique() if name.count("/") < 2]
         raise ResultsError(
-            f"{run} has no l2 norm of scope {scope!r}; it has: {', '.join(known) or 'no norms at all'}."
+            f"{run} has no l2 norm of scope {scope!r}; it has: "
+            f"{', '.join(known) or 'no norms at all'}."
         )
     return chosen["step"].tolist(), chosen["value"].tolist()
 

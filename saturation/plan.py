@@ -1,4 +1,4 @@
-"""What is to be done for a run: which arrays, from which step on, in which shard; and what it is a run of."""
+"""What is to be done for a run: which arrays, from which step on, in which shard, and of what."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Job:
-    """One array to measure: `measures` over `steps[start:]`, whose predecessor is step `start - 1`."""
+    """One array to measure: `measures` at the selected steps from position `start` on."""
 
     name: str
     measures: tuple[WeightMeasure, ...]
@@ -58,7 +58,7 @@ def shared_parameters(trajectory: Trajectory, common_only: bool = False) -> dict
       common_only: leave out the arrays that some checkpoint lacks, or has in another shape.
 
     Raises:
-      MeasureError: the checkpoints differ and `common_only` was not asked for; both differences are listed.
+      MeasureError: the checkpoints differ, and `common_only` was not asked for.
     """
     first, *others = trajectory.steps
     shared = dict(trajectory[first].parameters)
@@ -86,8 +86,8 @@ def _refuse_difference(first: int, expected: Any, step: int, found: Any) -> None
     ]
     if lost or new or reshaped:
         raise MeasureError(
-            f"Checkpoints {first} and {step} differ: only in {first}: {_listed(lost)}; only in {step}: "
-            f"{_listed(new)}; of another shape: {_listed(reshaped)}. "
+            f"Checkpoints {first} and {step} differ: only in {first}: {_listed(lost)}; "
+            f"only in {step}: {_listed(new)}; of another shape: {_listed(reshaped)}. "
             "Measure what they share with --common-arrays, or select steps that agree with --steps."
         )
 
@@ -99,7 +99,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def identity(checkpoint: Checkpoint) -> str:
-    """Return a hash that tells a checkpoint from any other: of all shapes, and of its smallest matrix's values."""
+    """Return a hash that identifies a checkpoint: its shapes and its smallest matrix's values."""
     parameters = checkpoint.parameters
     digest = hashlib.sha256()
     for name, parameter in parameters.items():
@@ -151,7 +151,7 @@ def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -
     A run can be asked for more measures, and for more steps behind the ones it has.
 
     Raises:
-      ResultsError: the folder holds a run of another trajectory, or of steps that these do not continue.
+      ResultsError: the folder holds the run of another trajectory, or of other steps or arrays.
     """
     found = folder.description()
     if found is None:
@@ -161,13 +161,13 @@ def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -
     have, want = found["steps"], asked["steps"]
     if have[: len(want)] != want and want[: len(have)] != have:
         raise ResultsError(
-            f"{folder.path} was measured at steps {_span(have)}, which the selected {_span(want)} do not "
-            "continue; choose another --out, or the same --steps."
+            f"{folder.path} was measured at steps {_span(have)}, which the selected {_span(want)} "
+            "do not continue; choose another --out, or the same --steps."
         )
     if list(found["arrays"]) != list(asked["arrays"]):
         raise ResultsError(
-            f"{folder.path} was measured over {len(found['arrays'])} arrays and this command asks for "
-            f"{len(asked['arrays'])}; choose another --out, or the same --common-arrays."
+            f"{folder.path} was measured over {len(found['arrays'])} arrays, and this command asks "
+            f"for {len(asked['arrays'])}; choose another --out, or the same --common-arrays."
         )
     joined = {
         **found,
@@ -186,8 +186,8 @@ def _refuse_other_trajectory(
     for step, expected in found["identity"].items():
         if int(step) in trajectory.steps and identity(trajectory[int(step)]) != expected:
             raise ResultsError(
-                f"{folder.path} holds the run of another trajectory, {found['trajectory']}: its checkpoint "
-                f"{step} is not the one in {trajectory.path}. Choose another --out."
+                f"{folder.path} holds the run of another trajectory, {found['trajectory']}: its "
+                f"checkpoint {step} is not the one in {trajectory.path}. Choose another --out."
             )
 
 
@@ -198,7 +198,7 @@ def _span(steps: Sequence[int]) -> str:
 def jobs(
     folder: RunFolder, described: dict[str, Any], measures: Sequence[str], shard: Shard
 ) -> tuple[list[Job], int]:
-    """Return what this shard still has to do, largest array first, and how many parts lie there already."""
+    """Return what this shard has left to do, largest array first, and how many parts there are."""
     steps, parts = described["steps"], folder.parts()
     todo, reused = [], 0
     for name in assigned(described["arrays"], shard):

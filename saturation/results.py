@@ -117,7 +117,7 @@ def write_part(
     steps: Sequence[int],
     statistics: dict[str, np.ndarray],
 ) -> None:
-    """Write the statistics of one array at consecutive selected steps, {statistic: float64 (steps,)}."""
+    """Write one array's statistics at consecutive selected steps, {statistic: float64 (steps,)}."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -139,8 +139,8 @@ def _read_part(folder: RunFolder, name: str) -> dict[str, np.ndarray]:
         table = pq.read_table(io.BytesIO(content))
     except (pa.ArrowException, OSError) as error:
         raise ResultsError(
-            f"{folder.path}/{name} is damaged ({error}); delete it and run `saturation measure` again, "
-            "which computes only that part."
+            f"{folder.path}/{name} is damaged ({error}); delete it and run `saturation measure` "
+            "again, which computes only that part."
         ) from error
     return {column: table[column].to_numpy() for column in table.column_names}
 
@@ -148,7 +148,7 @@ def _read_part(folder: RunFolder, name: str) -> dict[str, np.ndarray]:
 def _statistics(
     folder: RunFolder, described: dict[str, Any], measure: WeightMeasure
 ) -> dict[str, np.ndarray]:
-    """Return {statistic: float64 (arrays, steps)}, NaN where there is no part, and `present` (bool)."""
+    """Return {statistic: float64 (arrays, steps)}, NaN where no part is, and `present` (bool)."""
     steps, names = described["steps"], list(described["arrays"])
     column_of = {step: column for column, step in enumerate(steps)}
     shape = (len(names), len(steps))
@@ -167,7 +167,7 @@ def _statistics(
 
 
 def array_info(arrays: dict[str, dict[str, Any]]) -> ArrayInfo:
-    """Return sizes, ranks and fans-in, each (arrays, 1), from {name: {"shape": …, "fan_in": … or absent}}."""
+    """Return sizes, ranks and fans-in, each (arrays, 1), from `arrays` in `run.json`."""
 
     def column(values: Iterable[float]) -> np.ndarray:
         return np.array(list(values), np.float64)[:, None]
@@ -188,6 +188,7 @@ def _measure_table(
     import pandas as pd
 
     steps = np.array(described["steps"], np.int64)
+    spacing = np.diff(steps, prepend=steps[0] - 1)  # the first step is compared with nothing
     statistics = _statistics(folder, described, measure)
     present = statistics.pop("present")
     info = array_info(described["arrays"])
@@ -199,9 +200,11 @@ def _measure_table(
             {name: values[rows] for name, values in statistics.items()},
             ArrayInfo(info.size[rows], info.rank[rows], info.fan_in[rows]),
         )
-        kept = present[rows].all(axis=0)
+        kept = np.all(present[rows], axis=0)
         if measure.compares_steps:
             kept[0] = False
+        for metric in measure.rates:
+            metrics[f"{metric}_per_step"] = metrics[metric] / spacing
         for metric, values in metrics.items():
             frames.append((metric, scope, kept, values))
     return _long_table(pd, measure, steps, frames)
@@ -213,7 +216,7 @@ def _long_table(
     steps: np.ndarray,
     frames: list[tuple[str, str, np.ndarray, np.ndarray]],
 ) -> pd.DataFrame:
-    """Stack (metric, scope, kept steps, values) into rows ordered by metric, scope as listed, and step."""
+    """Stack (metric, scope, kept steps, values) into rows ordered by metric, scope and step."""
     metrics = list(dict.fromkeys(metric for metric, *_ in frames))
     frames = sorted(frames, key=lambda frame: metrics.index(frame[0]))
     previous = np.concatenate([steps[:1], steps[:-1]])

@@ -57,8 +57,9 @@ class Outcome:
             step, name, count = self.nonfinite[0]
             more = f" (and {len(self.nonfinite) - 1} more such)" if len(self.nonfinite) > 1 else ""
             raise MeasureError(
-                f"Checkpoint {step} has {count} NaN or infinite values in {name}{more}. The table in "
-                f"{out} is complete: `nonfinite` counts them, and the norms of their scopes are not finite there."
+                f"Checkpoint {step} has {count} NaN or infinite values in {name}{more}. The table "
+                f"in {out} is complete: `nonfinite` counts them, and the norms of their scopes are "
+                "not finite there."
             )
 
 
@@ -71,7 +72,7 @@ def measure(
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Outcome:
-    """Measure the weights of a trajectory into the run folder `out`, computing only what is missing.
+    """Measure the weights of a trajectory into the run folder `out`, as far as it is missing there.
 
     Args:
       trajectory: what `open_trajectory` returns; its selected steps are measured.
@@ -121,7 +122,7 @@ class _Stream:
         self._failed = threading.Event()
 
     def run(self, todo: Sequence[Job]) -> None:
-        """Do all jobs; on an error or a stop, finish and write the arrays at hand and begin no other."""
+        """Do all jobs; after an error or a stop, finish the arrays at hand and begin no other."""
         steps = len(self.trajectory.steps)
         self.progress.start(
             sum(self.parameters[job.name].nbytes * (steps - job.start) for job in todo)
@@ -205,7 +206,7 @@ class _Stream:
 
 
 def _workers(platform: str) -> int:
-    """Return how many arrays are streamed at once: one a core, or two to keep an accelerator busy."""
+    """Return how many arrays are streamed at once: one a core, two to keep an accelerator busy."""
     if platform != "cpu":
         return 2
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""A run on disk: `run.json` and Parquet parts, in a folder or under a URL, each file written whole or not at all.
+"""A run on disk: `run.json` and Parquet parts, each written whole or not at all.
 
-    run.json                                   what was asked for, of what, by which code
-    parts/<measure>/<key>.<range>.parquet      statistics of one array over a range of steps, or of one step
+    run.json                                  what was asked for, of what, by which code
+    parts/<measure>/<array>.<range>.parquet   statistics of one array over a range of steps
 
 A part's name says what it holds, so that a restarted run computes only what is missing, any number
 of batch tasks write into one folder, and two that write the same part do no harm.
@@ -65,11 +65,11 @@ class RunFolder:
         except OSError as error:
             raise ResultsError(
                 f"Cannot write {self.path}/{name}: {_reason(error)}. "
-                "What was written before is intact; make room or choose another --out, and run the same command again."
+                "What was written before is intact; make room, and run the same command again."
             ) from error
 
     def parts(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
-        """Return the parts that lie here: {(measure, key): sorted ranges (first step, last step)}."""
+        """Return the parts that lie here: {(measure, array): ranges (first step, last step)}."""
         found: dict[tuple[str, str], list[tuple[int, int]]] = {}
         for name in self._list_parts():
             match = _PART.match(name)
@@ -102,12 +102,13 @@ class RunFolder:
             described = json.loads(content)
         except ValueError as error:
             raise ResultsError(
-                f"{self.path}/{RUN_FILE} is not JSON ({error}); it is written by `saturation measure`: "
-                "restore it, or measure into a new folder."
+                f"{self.path}/{RUN_FILE} is not the JSON that `saturation measure` writes "
+                f"({error}); restore it, or measure into a new folder."
             ) from error
         if not isinstance(described, dict) or "measures" not in described:
             raise ResultsError(
-                f"{self.path}/{RUN_FILE} does not describe a run of `saturation measure`: it has no `measures`."
+                f"{self.path}/{RUN_FILE} does not describe a run of `saturation measure`: "
+                "it has no `measures`."
             )
         return described
 
@@ -117,7 +118,7 @@ class RunFolder:
 
 
 def part_name(measure: str, key: str, start: int, stop: int) -> str:
-    """Return the file name of the part of `measure` for one array (or step) from step `start` to `stop`."""
+    """Return the name of the part of `measure` for one array from step `start` to `stop`."""
     return f"parts/{measure}/{escape(key)}.{start}-{stop}.parquet"
 
 
@@ -136,7 +137,7 @@ def unescape(segment: str) -> str:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary neighbour of `path`, then rename it there; on failure leave nothing.
+    """Let `write` fill a temporary neighbour of `path` and rename it; on failure leave nothing.
 
     The file is flushed to the disk before it gets its name, so that a crash cannot leave it empty.
     """

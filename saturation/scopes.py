@@ -13,7 +13,7 @@ from collections.abc import Iterable
 STACKS = ("encoder", "decoder")
 LEAVES = ("kernel", "scale", "bias", "weight", "embedding", "rel_embedding")
 
-# A layer is `layers_3`, `block_3`, … or, in foreign models, `layers/3`, `h/3`; `wi_0` and `ln_1` are none.
+# A layer is `layers_3` or `block_3`; in foreign models `layers/3` or `h/3`; `wi_0` is none.
 _LAYER = re.compile(
     r"^(?P<layer>(?:(?P<stack>.+?)/)?(?:h|\w*?(?:layer|block)s?)[_/]\d+)/(?P<rest>.+)$"
 )
@@ -33,7 +33,7 @@ def layer_of(name: str) -> str | None:
 
 
 def kind_of(name: str) -> str | None:
-    """Return the kind of an array within its stack: the same array of every layer, or None outside layers.
+    """Return the kind of an array, the same in every layer of its stack, or None outside layers.
 
     >>> kind_of("encoder/layers_3/attention/query/kernel")
     'encoder/attention/query'
@@ -52,8 +52,8 @@ def scopes(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
       names: canonical array names of one checkpoint.
 
     Returns:
-      {scope: array names}. An empty scope is left out. A bias shared by a stack belongs to the stack
-      alone, not to a layer, and so not to `blocks`; `decoder` holds `logits_dense`.
+      {scope: array names}. An empty scope is left out. A bias shared by a stack belongs to the
+      stack alone, not to a layer, and so not to `blocks`; `decoder` holds `logits_dense`.
     """
     names = tuple(names)
     groups: dict[str, list[str]] = {}
@@ -81,5 +81,5 @@ def is_embedding(name: str) -> bool:
 
 
 def is_kernel(name: str) -> bool:
-    """Return whether an array is a kernel in T5X's sense: a matrix that contracts its input's axis."""
+    """Return whether an array is a kernel in T5X's sense, (in, out)."""
     return name.endswith("/kernel") or name == "kernel"

@@ -1,4 +1,4 @@
-"""Signals that ask a job to stop: they set an event, and the work at hand is finished and written first."""
+"""Signals that ask a job to stop: the work at hand is finished and written first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def stop_requested() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM and SIGINT set; a second signal of the same kind ends the process at once.
+    """Yield an event that SIGTERM and SIGINT set; a second one of a kind ends the process at once.
 
     Off the main thread, where Python cannot take signals, the event is never set.
     """

@@ -1,4 +1,4 @@
-"""Blocks of an array through the steps of a trajectory, read ahead by threads into aligned buffers."""
+"""Blocks of an array through the steps, read ahead by threads into aligned buffers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ALIGNMENT = 64  # as JAX needs it to use a NumPy buffer where it lies, on the C
 
 
 def blocks(shape: Sequence[int], itemsize: int, axis: int, limit: int = BLOCK_BYTES) -> list[Box]:
-    """Return slices along `axis` that cover an array, each of at most `limit` bytes where one row allows it."""
+    """Return slices along `axis` that cover an array, each of at most `limit` bytes or one row."""
     row = itemsize * math.prod(shape) // max(shape[axis], 1)
     rows = max(limit // max(row, 1), 1)
     return [
@@ -46,8 +46,8 @@ def read_through(
 ) -> Iterator[np.ndarray]:
     """Yield one block of an array at each step, flat, its elements in the same order at every step.
 
-    The next block is being read while the caller uses one. A yielded array stays untouched until the
-    caller has asked for the second one after it; the first stays untouched throughout.
+    The next block is being read while the caller uses one. A yielded array stays untouched until
+    the caller has asked for the second one after it; the first stays untouched throughout.
     """
     shape = tuple(part.stop - part.start for part in box)
     dtype = trajectory[steps[0]].parameters[name].dtype

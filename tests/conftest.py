@@ -1,4 +1,4 @@
-"""What every test runs under: 8 simulated CPU devices, strict dtypes, and the fixtures where they exist."""
+"""What every test runs under: 8 simulated CPU devices, strict dtypes, and the shared fixtures."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def test_t5_scopes_hold_what_the_definition_says() -> None:
     assert found["encoder/attention/query"] == (T5_NAMES[2], T5_NAMES[4])
     assert found["encoder/layers_0"] == T5_NAMES[2:4]
     assert found["encoder/layers_11"] == (T5_NAMES[4],)
-    # Neither a stack's shared bias nor its final norm nor the head lies in a block; a layer's own bias does.
+    # Neither a stack's shared bias nor its final norm nor the head lies in a block.
     assert found["blocks"] == (*T5_NAMES[2:5], *T5_NAMES[6:8])
     assert found["encoder/pre_mlp_layer_norm"] == (T5_NAMES[3],)
     assert found["decoder/relpos_bias"] == (T5_NAMES[7],)

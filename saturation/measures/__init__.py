@@ -1,7 +1,7 @@
 """The measures: one file each, and the table of all of them.
 
-No file here imports JAX when it is imported: reports and fits read a measure's `metrics` on machines
-that compute nothing, and a measure of weights is written with arithmetic operators alone, which
+Only `reduce` needs JAX: reports and fits read a measure's `metrics` on machines that compute
+nothing, and the terms of a measure of weights are written with arithmetic operators alone, which
 NumPy and traced JAX arrays share.
 """
 

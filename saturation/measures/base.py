@@ -1,4 +1,4 @@
-"""What a measure is: additive statistics taken per array, and metrics derived from them per scope."""
+"""What a measure is: additive statistics of each array, and metrics derived from them by scope."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ class WeightMeasure:
       source: the paper, or "ours".
       statistics: {statistic: how two parts of it combine}.
       terms: (x, previous, first) -> {statistic: elementwise terms}, arrays of one shape in the
-        accumulation's dtype; the driver reduces them by the statistic's rule. `previous` and `first`
-        are the same array at the previous and the first selected checkpoint.
+        accumulation's dtype; the driver reduces them by the statistic's rule. `previous` and
+        `first` are the same array at the previous and the first selected checkpoint.
       metrics: (statistics, arrays) -> {metric: float64 (steps,)}, over the arrays of one scope; a
         metric that has no meaning there is left out.
       compares_steps: whether it needs the previous checkpoint, so that the first has no value.
       against_first: the metrics that compare with the first checkpoint instead of the previous one.
+      rates: the metrics that are also given as `<metric>_per_step`, divided by t′ − t.
     """
 
     name: str
@@ -55,3 +56,4 @@ class WeightMeasure:
     metrics: Callable[[Statistics, ArrayInfo], dict[str, np.ndarray]]
     compares_steps: bool = False
     against_first: tuple[str, ...] = ()
+    rates: tuple[str, ...] = ()

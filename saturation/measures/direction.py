@@ -1,4 +1,4 @@
-"""Direction and step between checkpoints, and the norm budget (MEASURES §3; Merrill et al. 2021, corrected).
+"""Direction and step between checkpoints, and the norm budget (Merrill et al. 2021, corrected).
 
 Everything derives from inner products with the *difference* of two checkpoints, not of the
 checkpoints themselves: near cos = 1 the latter leave nothing but rounding in 1 − cos.
@@ -14,7 +14,7 @@ from saturation.measures.base import ArrayInfo, Statistics, WeightMeasure
 
 
 def terms(x: Any, previous: Any, first: Any) -> dict[str, Any]:
-    """Return the elementwise terms of ‖θ_t‖², ‖δ‖², ⟨θ_t, δ⟩ for t the previous and the first checkpoint."""
+    """Return the terms of ‖θ_t‖², ‖δ‖², ⟨θ_t, δ⟩ for t the previous and the first checkpoint."""
     delta, since_first = x - previous, x - first
     return {
         "previous_squares": previous * previous,
@@ -41,8 +41,9 @@ def metrics(statistics: Statistics, arrays: ArrayInfo) -> dict[str, np.ndarray]:
 
     With δ = θ_t′ − θ_t: cosine = ⟨θ_t, θ_t′⟩/(‖θ_t‖‖θ_t′‖) and cosine_distance = 1 − cosine;
     cosine_to_first likewise against the first checkpoint; step_norm = ‖δ‖; alignment =
-    ⟨δ, θ_t⟩/(‖δ‖‖θ_t‖); relative_step = ‖δ‖/‖θ_t‖; and the norm budget ‖θ_t′‖² − ‖θ_t‖² = radial + tangential,
-    radial = 2⟨θ_t, δ⟩ + ⟨θ_t, δ⟩²/‖θ_t‖², tangential = ‖δ‖² − ⟨θ_t, δ⟩²/‖θ_t‖².
+    ⟨δ, θ_t⟩/(‖δ‖‖θ_t‖); relative_step = ‖δ‖/‖θ_t‖; and the norm budget
+    ‖θ_t′‖² − ‖θ_t‖² = radial + tangential with radial = 2⟨θ_t, δ⟩ + ⟨θ_t, δ⟩²/‖θ_t‖² and
+    tangential = ‖δ‖² − ⟨θ_t, δ⟩²/‖θ_t‖².
     """
     sums = {name: values.sum(axis=0) for name, values in statistics.items()}
     squares, delta_squares = sums["previous_squares"], sums["delta_squares"]
@@ -91,4 +92,5 @@ DIRECTION = WeightMeasure(
     metrics=metrics,
     compares_steps=True,
     against_first=("cosine_to_first",),
+    rates=("step_norm", "relative_step", "radial", "tangential"),
 )

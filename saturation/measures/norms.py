@@ -18,8 +18,9 @@ def terms(x: Any, previous: Any, first: Any) -> dict[str, Any]:
 def metrics(statistics: Statistics, arrays: ArrayInfo) -> dict[str, np.ndarray]:
     """Return the norms of one scope.
 
-    l2 = ‖θ‖₂; rms = ‖θ‖₂/√size; l2_fan_in = √Σ_W ‖W‖²/fan_in(W) over kernels; min_rms = min ‖W‖_F/√size
-    over matrices; max_abs; nonfinite, the count of NaN and ±∞ (with any, the others are not finite).
+    l2 = ‖θ‖₂; rms = ‖θ‖₂/√size; l2_fan_in = √Σ_W ‖W‖²/fan_in(W) over kernels; min_rms =
+    min_W ‖W‖_F/√size over matrices; max_abs = max |θ|; nonfinite = the count of NaN and ±∞ (where
+    there are any, the others are not finite).
     """
     sum_squares = statistics["sum_squares"]
     total = sum_squares.sum(axis=0)
@@ -42,7 +43,7 @@ def metrics(statistics: Statistics, arrays: ArrayInfo) -> dict[str, np.ndarray]:
 
 NORMS = WeightMeasure(
     name="norms",
-    definition="l2 = ‖θ‖₂, rms = ‖θ‖₂/√size, l2_fan_in, min_rms, max_abs and the count of non-finite values",
+    definition="l2 = ‖θ‖₂, rms = ‖θ‖₂/√size, l2_fan_in, min_rms, max_abs and nonfinite values",
     source="Merrill et al. 2021 (arXiv 2010.09697), §3",
     statistics={"sum_squares": "sum", "max_abs": "max", "nonfinite": "sum"},
     terms=terms,

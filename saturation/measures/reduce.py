@@ -1,13 +1,14 @@
-"""The one fused pass over a block of an array: every measure's terms, summed as exactly as the device can.
+"""One fused pass over a block of an array: every measure's terms, summed as the device best can.
 
 On the CPU and on GPUs terms and sums are float64. Where a device has no float64 (TPUs) terms are
-float32 and sums are compensated two-float sums (Knuth's TwoSum in a tree), whose error does not grow
-with the number of elements. Each statistic comes back as a short vector; combined by its rule in
-float64 on the host it is the value.
+float32 and sums are compensated two-float sums (Knuth's TwoSum in a tree), whose error does not
+grow with the number of elements. Each statistic comes back as a short vector; combined by its rule
+in float64 on the host it is the value.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -22,8 +23,9 @@ _LANES = 8192
 
 Partial = dict[str, dict[str, jax.Array]]  # {measure: {statistic: (k,)}}
 
-# `jax.enable_x64` is the public name from JAX 0.8 on; before, only the experimental one exists.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+# Before JAX 0.8 it had only its experimental name.
+_home = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
+enable_x64 = _home.enable_x64
 
 
 def accumulation(platform: str) -> str:
@@ -90,7 +92,7 @@ def _at_once(measures: tuple[WeightMeasure, ...], *arrays: jax.Array) -> Partial
 
 
 def _in_lanes(measures: tuple[WeightMeasure, ...], *arrays: jax.Array) -> Partial:
-    """Accumulate row by row in float64 lanes: XLA's CPU backend does not vectorise fused reductions."""
+    """Accumulate row by row in float64 lanes: XLA:CPU does not vectorise fused reductions."""
     rows = arrays[0].size // _LANES
     split = rows * _LANES
     if not rows:
@@ -126,9 +128,9 @@ def _two_float(measures: tuple[WeightMeasure, ...], *arrays: jax.Array) -> Parti
 
 
 def two_float_sum(terms: jax.Array) -> jax.Array:
-    """Return (high, low), float32 (2,), whose exact sum is Σ terms to about 1e-14 relative to Σ|terms|.
+    """Return (high, low), float32 (2,), whose sum is Σ terms to about 1e-14 of Σ|terms|.
 
-    A tree of TwoSum: s = a + b and its rounding error, exact in the working precision; the errors add up apart.
+    A tree of TwoSum: s = a + b and its exact rounding error; the errors add up apart.
     Source: Knuth, TAOCP 2, 4.2.2, theorem B.
     """
     high, low = terms, jnp.zeros_like(terms)
