@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -147,7 +148,7 @@ def fit_all(steps: ArrayLike, values: ArrayLike) -> dict[str, Fit]:
     return {law: fit_growth(steps, values, law) for law in LAWS}
 
 
-def best_law(fits: dict[str, Fit]) -> Fit:
+def best_law(fits: Mapping[str, Fit]) -> Fit:
     """Return the fit with the lowest AIC, the criterion that charges the power law for its p."""
     return min(fits.values(), key=lambda fit: fit.aic)
 

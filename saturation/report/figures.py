@@ -1,0 +1,142 @@
+"""Which figures a table allows, and their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure, SubFigure
+
+from saturation.report.growth_figure import draw_growth, draw_scopes
+from saturation.report.motion_figures import draw_direction, draw_layers, draw_steps
+from saturation.report.series import Fits, RunTable, run_tables
+from saturation.report.style import RC, new_figure, save_figure
+
+Draw = Callable[[Figure | SubFigure, RunTable], None]
+
+
+def build_figures(tables: Mapping[str, pd.DataFrame], fits: Fits) -> dict[str, Figure]:
+    """Return the figures that the tables allow, by name, in reading order.
+
+    Args:
+        tables: {run name: results table}.
+        fits: {run: {scope: {law: fit}}}, as `fit_tables` gives them; a scope without fits is drawn
+            without curves.
+
+    Returns:
+        Of growth, scopes, layers, direction and steps those for which at least one run has the
+        metrics. Each run has a part of its own in a figure; scopes shows all runs over each other.
+
+    Raises:
+        ResultsError: there is no run, or a table is not a results table.
+    """
+    runs = run_tables(tables)
+    figures: dict[str, Figure] = {}
+    with matplotlib.rc_context(RC):
+        for name, plan in PLANS.items():
+            able = [run for run in runs if plan.allows(run)]
+            if able:
+                figures[name] = plan.draw(able, fits)
+    return figures
+
+
+def write_figures(
+    tables: Mapping[str, pd.DataFrame], fits: Fits, directory: str | Path
+) -> list[Path]:
+    """Draw every figure that the tables allow and write each as PNG and PDF.
+
+    Args:
+        tables: {run name: results table}.
+        fits: {run: {scope: {law: fit}}}, as `fit_tables` gives them.
+        directory: made where absent; files of the same names are replaced, each at once.
+
+    Returns:
+        The paths written, growth.png first.
+
+    Raises:
+        ResultsError: a table is not a results table, or the directory cannot be written.
+    """
+    figures = build_figures(tables, fits)
+    with matplotlib.rc_context(RC):
+        return [
+            path
+            for name, figure in figures.items()
+            for path in save_figure(figure, Path(directory), name)
+        ]
+
+
+def missing_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Return {figure: why it is not drawn, or not for which runs}."""
+    runs = run_tables(tables)
+    reasons = {}
+    for name, plan in PLANS.items():
+        without = [run.name for run in runs if not plan.allows(run)]
+        if without:
+            reasons[name] = f"{', '.join(without)} has no {plan.needs}"
+    return reasons
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one figure needs and how it is drawn.
+
+    Attributes:
+        needs: what a run must have, in words that say what to measure.
+        allows: whether a run has it.
+        draw: the figure of the runs that have it.
+    """
+
+    needs: str
+    allows: Callable[[RunTable], bool]
+    draw: Callable[[Sequence[RunTable], Fits], Figure]
+
+
+def _stacked(draw: Callable[[Figure | SubFigure, RunTable, Fits], None], height: float):
+    """Return a drawing that gives each run a strip of its own, one below the other."""
+
+    def stack(runs: Sequence[RunTable], fits: Fits) -> Figure:
+        figure = new_figure(height * len(runs))
+        strips = figure.subfigures(len(runs), 1, squeeze=False)[:, 0]
+        for strip, run in zip(strips, runs, strict=True):
+            draw(strip, run, fits)
+        return figure
+
+    return stack
+
+
+def _together(runs: Sequence[RunTable], fits: Fits) -> Figure:
+    figure = new_figure(6.4)
+    draw_scopes(figure, runs, fits)
+    return figure
+
+
+def _has(*metrics: str) -> Callable[[RunTable], bool]:
+    return lambda run: all(run.scopes(metric) for metric in metrics)
+
+
+PLANS = {
+    "growth": Plan("norms (metric l2)", _has("l2"), _stacked(draw_growth, 6.2)),
+    "scopes": Plan(
+        "norms of more than one part of the model (scopes such as encoder and decoder)",
+        lambda run: len(run.scopes("l2")) > 1,
+        _together,
+    ),
+    "layers": Plan(
+        "norms of layers (metric l2 of scopes such as encoder/layers_0)",
+        lambda run: bool(run.layers("l2")),
+        _stacked(lambda parent, run, fits: draw_layers(parent, run), 4.6),
+    ),
+    "direction": Plan(
+        "direction (metrics cosine, cosine_distance, cosine_to_first)",
+        _has("cosine", "cosine_distance", "cosine_to_first"),
+        _stacked(lambda parent, run, fits: draw_direction(parent, run), 4.4),
+    ),
+    "steps": Plan(
+        "direction (metrics step_norm, relative_step, alignment, radial, tangential)",
+        _has("step_norm", "relative_step", "alignment", "radial", "tangential"),
+        _stacked(lambda parent, run, fits: draw_steps(parent, run), 7.4),
+    ),
+}

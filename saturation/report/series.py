@@ -1,0 +1,193 @@
+"""The results table as series: one metric of one scope against the training step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from saturation.errors import ResultsError
+from saturation.growth import MINIMUM_POINTS, Fit, fit_all
+from saturation.scopes import layer_of
+
+COLUMNS = ("step", "measure", "metric", "scope", "value", "previous_step")
+MAIN_SCOPES = ("blocks", "encoder", "decoder", "embedding", "total")
+SCOPE_MEANING = {
+    "blocks": "all encoder and decoder layers, without embedding, final norms and output head",
+    "encoder": "the whole encoder",
+    "decoder": "the whole decoder, without the shared embedding",
+    "embedding": "the token embedding",
+    "total": "every parameter",
+}
+
+Fits = Mapping[str, Mapping[str, Mapping[str, Fit]]]  # {run: {scope: {law: fit}}}
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric of one scope, sorted by step, without the steps where it is not finite.
+
+    Attributes:
+        steps: training steps.
+        values: the metric.
+        previous: the checkpoint each value compares with; nan for a measure of one checkpoint.
+        left_out: the steps left out because the value is NaN or infinite.
+    """
+
+    steps: Int[np.ndarray, " points"]
+    values: Float[np.ndarray, " points"]
+    previous: Float[np.ndarray, " points"]
+    left_out: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def spacing(self) -> Float[np.ndarray, " points"]:
+        """Training steps between each checkpoint and the one it compares with."""
+        return self.steps - self.previous
+
+
+class RunTable:
+    """One run's results table, by metric and scope.
+
+    Args:
+        name: what the run is called in legends.
+        table: columns as `saturation.load_results` gives them.
+
+    Raises:
+        ResultsError: a column is absent, or a value occurs twice.
+    """
+
+    def __init__(self, name: str, table: pd.DataFrame) -> None:
+        absent = [column for column in COLUMNS if column not in table.columns]
+        if absent:
+            raise ResultsError(
+                f"The table of run {name!r} lacks the columns {', '.join(absent)}; "
+                f"a results table has {', '.join(COLUMNS)}."
+            )
+        twice = table.duplicated(["step", "measure", "metric", "scope"])
+        if twice.any():
+            row = table[twice].iloc[0]
+            raise ResultsError(
+                f"The table of run {name!r} holds {row['measure']} {row['metric']} of "
+                f"{row['scope']} at step {row['step']} more than once; "
+                "load one run at a time with saturation.load_results."
+            )
+        self.name = name
+        self._groups = {
+            (str(metric), str(scope)): group.sort_values("step")
+            for metric, measured in table.groupby("metric", observed=True)
+            for scope, group in measured.groupby("scope", observed=True)
+        }
+
+    def series(self, metric: str, scope: str) -> Series | None:
+        """Return one metric of one scope, or None where no finite value was measured."""
+        group = self._groups.get((metric, scope))
+        if group is None:
+            return None
+        steps = group["step"].to_numpy(np.int64)
+        values = group["value"].to_numpy(np.float64)
+        previous = group["previous_step"].to_numpy(np.float64, na_value=np.nan)
+        finite = np.isfinite(values)
+        if not finite.any():
+            return None
+        left_out = tuple(int(step) for step in steps[~finite])
+        return Series(steps[finite], values[finite], previous[finite], left_out)
+
+    @cached_property
+    def metrics(self) -> frozenset[str]:
+        """The metrics that the table holds."""
+        return frozenset(metric for metric, _ in self._groups)
+
+    def scopes(self, metric: str) -> tuple[str, ...]:
+        """Return the scopes of `MAIN_SCOPES` that have the metric, or else the first of all."""
+        here = [
+            scope
+            for name, scope in self._groups
+            if name == metric and self.series(metric, scope) is not None
+        ]
+        return tuple(scope for scope in MAIN_SCOPES if scope in here) or tuple(here[:1])
+
+    def main_series(self, metric: str) -> tuple[str, Series]:
+        """Return the first of `MAIN_SCOPES` that has the metric, and its series.
+
+        Raises:
+            ResultsError: the metric was not measured.
+        """
+        for scope in self.scopes(metric):
+            series = self.series(metric, scope)
+            if series is not None:
+                return scope, series
+        raise ResultsError(
+            f"Run {self.name!r} holds no {metric}; it has {', '.join(sorted(self.metrics))}."
+        )
+
+    def layers(self, metric: str) -> dict[str, dict[int, Series]]:
+        """Return {stack: {layer number: series}}, layers in order of depth.
+
+        A layer that stands in no stack (a decoder-only model) is filed under "layers".
+        """
+        found: dict[str, dict[int, Series]] = {}
+        for name, scope in self._groups:
+            if name != metric or layer_of(f"{scope}/kernel") != scope:
+                continue
+            stack, _, layer = scope.rpartition("/")
+            digits = layer.rpartition("_")[2]
+            series = self.series(metric, scope)
+            if series is not None and digits.isdigit():
+                found.setdefault(stack or "layers", {})[int(digits)] = series
+        order = {"encoder": 0, "decoder": 1}
+        stacks = sorted(found, key=lambda stack: (order.get(stack, 2), stack))
+        return {stack: dict(sorted(found[stack].items())) for stack in stacks}
+
+
+def run_tables(tables: Mapping[str, pd.DataFrame]) -> list[RunTable]:
+    """Return the runs of a report, checked.
+
+    Raises:
+        ResultsError: there is no run, a column is absent, or a value occurs twice.
+    """
+    if not tables:
+        raise ResultsError("A report needs at least one run and was given none.")
+    return [RunTable(name, table) for name, table in tables.items()]
+
+
+def fit_tables(
+    tables: Mapping[str, pd.DataFrame], metric: str = "l2"
+) -> dict[str, dict[str, dict[str, Fit]]]:
+    """Fit every growth law to every main scope of every run.
+
+    Args:
+        tables: {run name: results table}.
+        metric: what grows.
+
+    Returns:
+        {run: {scope: {law: fit}}}; a scope with fewer than four points has no entry.
+
+    Raises:
+        ResultsError: a table is not a results table.
+    """
+    fits: dict[str, dict[str, dict[str, Fit]]] = {}
+    for run in run_tables(tables):
+        fits[run.name] = {}
+        for scope in run.scopes(metric):
+            series = run.series(metric, scope)
+            if series is not None and len(series) >= MINIMUM_POINTS:
+                fits[run.name][scope] = fit_all(series.steps, series.values)
+    return fits
+
+
+def describe_spacing(spacing: Float[np.ndarray, " points"]) -> str:
+    """Return how far apart checkpoints lie: "50 steps apart", or "1 to 500 steps apart"."""
+    known = spacing[np.isfinite(spacing)]
+    if not len(known):
+        return "an unknown number of steps apart"
+    low, high = int(known.min()), int(known.max())
+    if low == high:
+        return f"{low:,} step{'s' if low > 1 else ''} apart"
+    return f"{low:,} to {high:,} steps apart"

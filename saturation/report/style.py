@@ -1,0 +1,119 @@
+"""How figures look: colours that colour-blind readers tell apart, axes of steps, files on disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, SymmetricalLogLocator
+
+from saturation.errors import ResultsError
+from saturation.runfolder import write_whole
+
+# Okabe and Ito's palette, told apart under every common colour blindness; https://jfly.uni-koeln.de/color/
+BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+SKY, PURPLE, BLACK, GREY = "#56B4E9", "#CC79A7", "#000000", "#5F6B76"
+RUN_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+MARKERS = "osD^vPX"
+SCOPE_COLOURS = {
+    "blocks": BLACK,
+    "encoder": BLUE,
+    "decoder": VERMILION,
+    "embedding": GREEN,
+    "total": PURPLE,
+}
+WIDTH = 11.0  # inches
+DOTS_PER_INCH = 150
+
+RC: Any = {  # matplotlib types the keys, one by one
+    "font.family": "DejaVu Sans",  # comes with matplotlib and has ‖, θ, δ, √ and ¼
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": "#222222",
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E7EB",
+    "grid.linewidth": 0.8,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4.5,
+    "figure.constrained_layout.h_pad": 0.09,
+    "figure.constrained_layout.w_pad": 0.12,
+    "mathtext.default": "regular",
+    "pdf.fonttype": 42,  # text stays text in the PDF
+}
+
+
+def new_figure(height: float) -> Figure:
+    """Return an empty figure, `height` inches tall; to be called and drawn on under `RC`."""
+    figure = Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def step_axis(axes: Axes, steps: Int[np.ndarray, " points"], logarithmic: bool = False) -> None:
+    """Label the axis of training steps; a logarithmic one is linear up to the first step after 0.
+
+    That keeps step 0, which has no logarithm, on the axis beside the others.
+    """
+    positive = steps[steps > 0]
+    if logarithmic and len(positive):
+        axes.set_xscale("symlog", linthresh=float(positive.min()), linscale=0.5)
+        axes.xaxis.set_major_locator(
+            SymmetricalLogLocator(base=10, linthresh=float(positive.min()))
+        )
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel("training step")
+
+
+def is_log_spaced(steps: Int[np.ndarray, " points"]) -> bool:
+    """Return whether checkpoints crowd at the start, so that a linear axis would hide them."""
+    gaps = np.diff(np.unique(steps))
+    return len(gaps) > 2 and bool(np.median(gaps[-3:]) > 8 * np.median(gaps[:3]))
+
+
+def save_figure(figure: Figure, directory: Path, name: str) -> list[Path]:
+    """Write a figure as NAME.png and NAME.pdf, each whole or not at all, and without a timestamp.
+
+    Raises:
+        ResultsError: the directory cannot be written.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not again for each file
+    metadata = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
+    paths = []
+    for kind, facts in metadata.items():
+        path = directory / f"{name}.{kind}"
+        save = _saver(figure, kind, facts)
+        try:
+            write_whole(path, save)
+        except OSError as error:
+            raise ResultsError(
+                f"Cannot write {path}: {error.strerror or error}. "
+                "Make room or choose another directory for the figures."
+            ) from error
+        paths.append(path)
+    return paths
+
+
+def _saver(figure: Figure, kind: str, metadata: dict[str, None]) -> Any:
+    def save(path: str | os.PathLike[str]) -> None:
+        figure.savefig(path, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
+
+    return save

@@ -1,0 +1,202 @@
+"""What a run found, in words: for a terminal, a log, and who sees the figure for the first time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from saturation.errors import ResultsError
+from saturation.growth import BLOCK, MINIMUM_POINTS, Fit, best_law, describe
+from saturation.report.series import (
+    SCOPE_MEANING,
+    Fits,
+    RunTable,
+    Series,
+    describe_spacing,
+    run_tables,
+)
+from saturation.runfolder import write_whole
+
+
+def write_summary(tables: Mapping[str, pd.DataFrame], fits: Fits, path: str | Path) -> Path:
+    """Write `summarize`'s text to a file, whole or not at all, and return its path.
+
+    Raises:
+        ResultsError: a table is not a results table, or the file cannot be written.
+    """
+    text = summarize(tables, fits)
+    path = Path(path)
+    try:
+        write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise ResultsError(
+            f"Cannot write {path}: {error.strerror or error}. "
+            "Make room or choose another place for the summary."
+        ) from error
+    return path
+
+
+def summarize(tables: Mapping[str, pd.DataFrame], fits: Fits) -> str:
+    """Return what was measured, the fitted laws, how to read the figures, and what is amiss.
+
+    Args:
+        tables: {run name: results table}.
+        fits: {run: {scope: {law: fit}}}, as `fit_tables` gives them.
+
+    Raises:
+        ResultsError: a table is not a results table.
+    """
+    from saturation.report.figures import missing_figures
+
+    runs = run_tables(tables)
+    parts = [_describe_run(run, fits.get(run.name, {})) for run in runs]
+    missing = [f"  {name}: {reason}." for name, reason in missing_figures(tables).items()]
+    if missing:
+        parts.append("\n".join(["Figures not drawn", *missing]))
+    return "\n\n".join(parts) + "\n"
+
+
+def reading_guide(run: RunTable, laws: Mapping[str, Fit]) -> tuple[str, str, str] | None:
+    """Return the three sentences a newcomer needs for the growth figure, or None without norms."""
+    if not run.scopes("l2"):
+        return None
+    scope, series = run.main_series("l2")
+    first, last = series.values[0], series.values[-1]
+    change = f"{last / first:.3g} times its start" if first else "from nothing"
+    dots = (
+        f"Each dot is one checkpoint: the Euclidean norm ‖θ‖₂ of {SCOPE_MEANING.get(scope, scope)} "
+        f"went from {first:,.4g} at step {series.steps[0]:,} to {last:,.4g} at step "
+        f"{series.steps[-1]:,}, {change}."
+    )
+    return dots, _say_curve(laws), _say_leftovers(laws)
+
+
+def warnings(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> list[str]:
+    """Return what a reader of this run's figures must be warned of."""
+    if not run.scopes("l2"):
+        return []
+    _, series = run.main_series("l2")
+    found = []
+    if len(series) < MINIMUM_POINTS:
+        found.append(
+            f"{len(series)} checkpoints are too few for a growth law: {MINIMUM_POINTS} are needed."
+        )
+    elif len(series) < 2 * BLOCK:
+        found.append(
+            f"{len(series)} checkpoints are too few for an interval of the exponent: "
+            f"the bootstrap needs {2 * BLOCK}."
+        )
+    for scope in run.scopes("l2"):
+        series = run.series("l2", scope)
+        if series is not None and series.left_out:
+            steps = ", ".join(f"{step:,}" for step in series.left_out[:5])
+            found.append(
+                f"the norm of {scope!r} is NaN or infinite at {len(series.left_out)} of the "
+                f"checkpoints (step {steps}), which are left out."
+            )
+    stuck = [name for name, fits in laws.items() if "power" in fits and fits["power"].p_at_bound]
+    if stuck:
+        found.append(
+            f"no power of t fits {', '.join(stuck)}: the exponent stopped at the end of its range, "
+            "and its interval means nothing."
+        )
+    return found
+
+
+def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
+    """Return one run's paragraph."""
+    title = f"Run {run.name}"
+    lines = [title, "=" * len(title)]
+    if not run.scopes("l2"):
+        measured = ", ".join(sorted(run.metrics)) or "nothing"
+        return "\n".join([*lines, f"Measured: {measured}; no finite norm."])
+    scope, series = run.main_series("l2")
+    lines += [_say_measured(run, series), "", *_norm_table(run), ""]
+    if scope in laws:
+        lines += [f"Growth laws of {scope!r}, best by AIC first", *_law_table(laws[scope]), ""]
+    guide = reading_guide(run, laws.get(scope, {}))
+    if guide:
+        lines += ["How to read growth.png", *(f"  {n}. {s}" for n, s in enumerate(guide, 1))]
+    warned = warnings(run, laws)
+    if warned:
+        lines += ["", *(f"Warning: {text}" for text in warned)]
+    return "\n".join(lines)
+
+
+def _say_measured(run: RunTable, series: Series) -> str:
+    measured = ", ".join(sorted(run.metrics))
+    gaps = describe_spacing(pd.Series(series.steps).diff().to_numpy())
+    return (
+        f"Measured: {measured},\n"
+        f"at {len(series)} checkpoints from step {series.steps[0]:,} to {series.steps[-1]:,}, "
+        f"{gaps}."
+        + (" Cosines, steps and the norm budget depend on that." if "cosine" in run.metrics else "")
+    )
+
+
+def _norm_table(run: RunTable) -> list[str]:
+    lines = [f"{'norm ‖θ‖₂ of':<14}{'first':>12}{'last':>12}{'last/first':>12}"]
+    for scope in run.scopes("l2"):
+        series = run.series("l2", scope)
+        if series is not None and len(series):
+            first, last = series.values[0], series.values[-1]
+            ratio = f"{last / first:.4f}" if first else "-"
+            lines.append(f"{scope:<14}{first:>12,.5g}{last:>12,.5g}{ratio:>12}")
+    return lines
+
+
+def _law_table(laws: Mapping[str, Fit]) -> list[str]:
+    lines = [f"{'law':<13}{'equation':<34}{'R²':>8}{'AIC':>10}  error on the last fifth"]
+    for fit in sorted(laws.values(), key=lambda fit: fit.aic):
+        holdout = (
+            "-"
+            if fit.holdout_error is None or math.isnan(fit.holdout_error)
+            else f"{100 * fit.holdout_error:.2f} %"
+        )
+        r2 = "-" if math.isnan(fit.r2) else f"{fit.r2:.4f}"
+        lines.append(f"{fit.law:<13}{describe(fit):<34}{r2:>8}{fit.aic:>10.1f}  {holdout}")
+    power = laws.get("power")
+    if power is not None and power.p is not None and not math.isnan(power.p):
+        lines.append(_say_exponent(power))
+    return lines
+
+
+def _say_exponent(power: Fit) -> str:
+    """Return the sentence on p: its interval, and how much of it the first point decides."""
+    text = f"Exponent p = {power.p:.3f}"
+    if power.interval is not None:
+        low, high = power.interval
+        text += f", 95 % interval {low:.3f} to {high:.3f} (moving-block bootstrap)"
+    if power.p_without_first is not None and not math.isnan(power.p_without_first):
+        text += f"; {power.p_without_first:.3f} without the first checkpoint"
+    return text + "."
+
+
+def _say_curve(laws: Mapping[str, Fit]) -> str:
+    power = laws.get("power")
+    if power is None or power.p is None or math.isnan(power.p):
+        return "No curve is drawn, because no power of the step could be fitted to these points."
+    where = ""
+    if power.interval is not None:
+        low, high = power.interval
+        inside = "inside" if low <= 0.5 <= high else "outside"
+        where = f" (95 % interval {low:.2f} to {high:.2f}; ½ lies {inside} it)"
+    return (
+        f"The solid line is the best power of the training step t, ρ = a·t^p + b with "
+        f"p = {power.p:.2f}{where}; the dashed one is √t (p = ½), the growth that "
+        "Merrill et al. (2021) report for T5-base, and p = 1 would be a straight line."
+    )
+
+
+def _say_leftovers(laws: Mapping[str, Fit]) -> str:
+    if not laws:
+        return "With more checkpoints a strip below shows what each fitted curve misses."
+    best = best_law(laws)
+    return (
+        "The strip below shows what each curve misses, in percent of the whole growth: scatter "
+        "around 0 is a law that holds, a bend is a law that does not; by AIC, which charges for "
+        f"parameters, the best law here is {best.law.replace('_', ' ')}."
+    )

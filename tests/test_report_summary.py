@@ -1,0 +1,120 @@
+"""The text of a report: right numbers, right warnings, written whole; and no JAX for any of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_tables import LOG_SPACED, UNIFORM, direction, full, norms, rows, vectors
+
+from saturation.errors import ResultsError
+from saturation.report import fit_tables, summarize, write_summary
+
+
+def text_of(table: pd.DataFrame) -> str:
+    tables = {"run": table}
+    return summarize(tables, fit_tables(tables))
+
+
+def test_numbers_of_the_summary():
+    text = text_of(full())
+    length = np.linalg.norm(vectors(UNIFORM)["blocks"], axis=1)
+    assert f"{len(UNIFORM)} checkpoints from step 0 to 2,000, 80 steps apart" in text
+    assert f"went from {length[0]:,.4g} at step 0 to {length[-1]:,.4g} at step 2,000" in text
+    power = fit_tables({"run": full()})["run"]["blocks"]["power"]
+    assert f"Exponent p = {power.p:.3f}, 95 % interval {power.interval[0]:.3f} to" in text
+    assert "the best law here is power" in text
+    assert "Warning" not in text
+    assert "Figures not drawn" not in text
+
+
+def test_three_sentences_for_the_newcomer():
+    numbered = re.findall(r"^  (\d)\. (.*)$", text_of(norms()), flags=re.MULTILINE)
+    assert [number for number, _ in numbered] == ["1", "2", "3"]
+    assert numbered[0][1].startswith("Each dot is one checkpoint")
+    assert "½ lies outside it" in numbered[1][1]
+
+
+def test_root_inside_its_interval():
+    t = np.asarray(UNIFORM, float)
+    noise = np.random.default_rng(0).normal(0, 0.5, len(t))
+    table = rows(UNIFORM, "norms", "l2", "blocks", 2 * np.sqrt(t) + 9 + noise)
+    assert "½ lies inside it" in text_of(table)
+
+
+def test_published_series_is_no_exact_root(reference: Path):
+    t, rho = np.loadtxt(reference / "t5_base_norm.csv", delimiter=",", skiprows=1).T
+    text = text_of(rows(t, "norms", "l2", "blocks", rho))
+    assert "0.531 to 0.604" in text
+    assert "½ lies outside it" in text
+    assert re.search(r"^power +ρ = 2\.4·t\^0\.559 \+ 389\.6 +0\.9997", text, flags=re.MULTILINE)
+
+
+def test_too_few_points_are_said():
+    assert "3 checkpoints are too few for a growth law: 4 are needed" in text_of(norms((0, 1, 2)))
+    assert "No curve is drawn" in text_of(norms((0, 1, 2)))
+    assert "19 checkpoints are too few for an interval of the exponent: the bootstrap needs 20" in (
+        text_of(norms(LOG_SPACED))
+    )
+
+
+def test_what_is_not_finite_is_said():
+    table = norms()
+    table.loc[(table.scope == "total") & (table.step == 160), "value"] = np.inf
+    text = text_of(table)
+    assert "the norm of 'total' is NaN or infinite at 1 of the checkpoints (step 160)" in text
+    table["value"] = np.nan
+    assert "Measured: l2; no finite norm." in text_of(table)
+
+
+def test_a_curve_that_is_no_power_is_said():
+    t = np.arange(1, 41)
+    text = text_of(rows(t, "norms", "l2", "blocks", 50 - 40 / t))
+    assert "no power of t fits blocks" in text
+
+
+def test_missing_measures_are_named():
+    assert "direction: run has no direction (metrics cosine," in text_of(norms())
+    assert "growth: run has no norms (metric l2)" in text_of(direction())
+
+
+def test_constant_and_zero_norms():
+    assert "1.0000" in text_of(rows(range(30), "norms", "l2", "total", [3.0] * 30))
+    assert "from nothing" in text_of(rows(range(30), "norms", "l2", "total", range(30)))
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path):
+    tables = {"run": norms()}
+    fits = fit_tables(tables)
+    path = write_summary(tables, fits, tmp_path / "new" / "summary.txt")
+    assert path.read_text(encoding="utf-8") == summarize(tables, fits)
+    assert [entry.name for entry in path.parent.iterdir()] == ["summary.txt"]
+    with pytest.raises(ResultsError, match=r"Cannot write .*choose another place for the summary"):
+        write_summary(tables, fits, path / "summary.txt")
+
+
+def test_reports_need_no_jax(tmp_path: Path):
+    code = (
+        "import sys, pathlib\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "import report_tables\n"
+        "from saturation.report import fit_tables, write_figures, write_summary\n"
+        "tables = {'run': report_tables.rows(range(30), 'norms', 'l2', 'total', range(30))}\n"
+        "fits = fit_tables(tables)\n"
+        "write_summary(tables, fits, sys.argv[2] + '/summary.txt')\n"
+        "write_figures(tables, fits, sys.argv[2])\n"
+        "print('jax' in sys.modules, 'matplotlib.pyplot' in sys.modules)\n"
+    )
+    here = str(Path(__file__).parent)
+    shown = subprocess.run(
+        [sys.executable, "-c", code, here, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.split() == ["False", "False"]
