@@ -121,7 +121,7 @@ def show_status(run: RunArgument, as_json: JsonOption = False) -> None:
 
 @app.command("fit")
 def fit_growth_laws(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A measured run.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="A measured run.")] = None,
     scope: Annotated[str, typer.Option("--scope", help="Whose l2 norm is fitted.")] = "blocks",
     csv: Annotated[
         str | None,

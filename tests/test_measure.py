@@ -1,0 +1,353 @@
+"""Measuring a trajectory: values against float64 NumPy, shards, resuming, and bad input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_trajectory import canonical, t5_arrays, write_trajectory
+
+import saturation
+from saturation import run, stream
+from saturation.errors import MeasureError, ResultsError, Stopped
+from saturation.plan import Shard, assigned
+from saturation.results import status
+from saturation.runfolder import RunFolder
+from saturation.scopes import scopes
+
+BOTH = ["norms", "direction"]
+
+
+def measured(
+    folder: Path, out: Path, measures: list[str] = BOTH, **options: object
+) -> pd.DataFrame:
+    steps = options.pop("steps", None)
+    saturation.measure(saturation.open_trajectory(folder, steps), measures, str(out), **options)
+    return saturation.load_results(out)
+
+
+def value(table: pd.DataFrame, step: int, metric: str, scope: str) -> float:
+    chosen = table[(table.step == step) & (table.metric == metric) & (table.scope == scope)]
+    assert len(chosen) == 1, (step, metric, scope, len(chosen))
+    return float(chosen.value.iloc[0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_trajectory(tmp_path_factory.mktemp("trajectory") / "t")
+
+
+@pytest.fixture(scope="module")
+def table(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    return measured(folder, tmp_path_factory.mktemp("run"))
+
+
+def test_the_table_keeps_its_contract(table: pd.DataFrame) -> None:
+    assert list(table.columns) == ["step", "measure", "metric", "scope", "value", "previous_step"]
+    assert table.step.dtype == np.int64
+    assert table.value.dtype == np.float64
+    assert not table.duplicated(["step", "measure", "metric", "scope"]).any()
+    norms, direction = table[table.measure == "norms"], table[table.measure == "direction"]
+    assert norms.previous_step.isna().all()
+    assert set(norms.step) == {0, 10, 30}
+    assert set(direction.step) == {10, 30}, "a measure of two checkpoints is filed under the later"
+    to_first = direction[direction.metric == "cosine_to_first"]
+    assert (to_first.previous_step == 0).all()
+    others = direction[direction.metric != "cosine_to_first"]
+    assert dict(zip(others.step, others.previous_step, strict=True)) == {10: 0, 30: 10}
+
+
+def test_every_value_agrees_with_float64_numpy(folder: Path, table: pd.DataFrame) -> None:
+    """All metrics of all scopes from their textbook definitions, on whole float64 vectors."""
+    arrays = {step: canonical(folder, step) for step in (0, 10, 30)}
+    for scope, members in scopes(arrays[0]).items():
+        vectors = {s: np.concatenate([a[n].ravel() for n in members]) for s, a in arrays.items()}
+        for step, before in ((0, None), (10, 0), (30, 10)):
+            theta = vectors[step]
+            expected = {
+                "l2": np.linalg.norm(theta),
+                "rms": np.linalg.norm(theta) / np.sqrt(theta.size),
+                "max_abs": np.abs(theta).max(),
+                "nonfinite": 0.0,
+            }
+            matrices = [arrays[step][n] for n in members if arrays[step][n].ndim > 1]
+            if matrices:
+                expected["min_rms"] = min(np.sqrt(np.mean(m**2)) for m in matrices)
+            kernels = [arrays[step][n] for n in members if n.endswith("/kernel")]
+            if kernels:
+                squares = sum((k**2).sum() / k.shape[0] for k in kernels)
+                expected["l2_fan_in"] = np.sqrt(squares)
+            if before is not None:
+                expected |= direction_of(vectors[before], theta, vectors[0], step - before)
+            found = table[(table.step == step) & (table.scope == scope)].set_index("metric").value
+            assert set(found.index) == set(expected), scope
+            for metric, wanted in expected.items():
+                np.testing.assert_allclose(
+                    found[metric], wanted, 1e-9, 1e-12, err_msg=f"{scope} {metric}"
+                )
+
+
+def direction_of(
+    theta: np.ndarray, later: np.ndarray, first: np.ndarray, spacing: int
+) -> dict[str, float]:
+    delta, unit = later - theta, theta / np.linalg.norm(theta)
+    along = delta @ unit
+    budget = later @ later - theta @ theta
+    tangential = np.sum((delta - along * unit) ** 2)
+    values = {
+        "step_norm": np.linalg.norm(delta),
+        "relative_step": np.linalg.norm(delta) / np.linalg.norm(theta),
+        "radial": budget - tangential,
+        "tangential": tangential,
+    }
+    cosine = theta @ later / np.linalg.norm(theta) / np.linalg.norm(later)
+    to_first = first @ later / np.linalg.norm(first) / np.linalg.norm(later)
+    return {
+        **values,
+        **{f"{name}_per_step": number / spacing for name, number in values.items()},
+        "cosine": cosine,
+        "cosine_distance": 1 - cosine,
+        "cosine_to_first": to_first,
+        "alignment": along / np.linalg.norm(delta),
+    }
+
+
+def test_one_minus_cosine_keeps_its_digits_where_steps_are_tiny(tmp_path: Path) -> None:
+    fixed = t5_arrays(0)
+
+    def nudge(step: int, _: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        moved = fixed["shared.weight"] * np.float32(1 + step * 2**-20)
+        moved[0] += np.float32(step * 2**-18)
+        return {**fixed, "shared.weight": moved}
+
+    folder = write_trajectory(tmp_path / "t", (0, 1), nudge)
+    found = value(measured(folder, tmp_path / "r"), 1, "cosine_distance", "embedding")
+    before, after = (canonical(folder, s)["token_embedder/embedding"].ravel() for s in (0, 1))
+    unit = before / np.linalg.norm(before)
+    # sin² of the angle, from the component of θ′ orthogonal to θ: no cancellation.
+    sine = np.linalg.norm(after - (after @ unit) * unit) / np.linalg.norm(after)
+    exact = sine**2 / (1 + np.sqrt(1 - sine**2))
+    assert 0 < exact < 1e-9
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+
+
+def test_blocks_and_lanes_give_what_whole_arrays_give(
+    folder: Path, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "BLOCK_BYTES", 600)
+    monkeypatch.setattr(stream.blocks, "__defaults__", (600,))
+    blocked = measured(folder, tmp_path / "r")
+    pd.testing.assert_frame_equal(blocked, table, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_cover_an_array_once(axis: int) -> None:
+    counted = np.zeros((37, 11), int)
+    for box in stream.blocks(counted.shape, 4, axis, limit=4 * 11 * 5):
+        counted[box] += 1
+        assert np.prod([part.stop - part.start for part in box]) * 4 <= 4 * 11 * 5
+    assert (counted == 1).all()
+
+
+def test_shards_write_one_run_together(folder: Path, table: pd.DataFrame, tmp_path: Path) -> None:
+    trajectory, out = saturation.open_trajectory(folder), str(tmp_path / "r")
+    for index in (2, 0):
+        saturation.measure(trajectory, BOTH, out, Shard(index, 3))
+    with pytest.raises(
+        ResultsError, match=r"is incomplete: norms has .* missing steps of .*--partial"
+    ):
+        saturation.load_results(out)
+    assert 0 < len(saturation.load_results(out, partial=True)) < len(table)
+    saturation.measure(trajectory, BOTH, out, Shard(1, 3))
+    pd.testing.assert_frame_equal(saturation.load_results(out), table)
+
+
+def test_shards_split_the_arrays_and_balance_their_sizes() -> None:
+    arrays = {f"a{i}": {"shape": [10 * i, 3]} for i in range(1, 40)}
+    parts = [assigned(arrays, Shard(index, 4)) for index in range(4)]
+    assert sorted(itertools.chain(*parts)) == sorted(arrays)
+    loads = [sum(arrays[name]["shape"][0] for name in part) for part in parts]
+    assert max(loads) - min(loads) <= 10 * 39
+    assert assigned(arrays, Shard(50, 60)) == []
+
+
+def test_a_stopped_run_resumes_and_reuses(
+    folder: Path, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    trajectory, out = saturation.open_trajectory(folder), str(tmp_path / "r")
+    stop = threading.Event()
+
+    class StopSoon(run.Progress):
+        def advance(self, amount: float, note: str = "") -> None:
+            stop.set()
+
+    with pytest.raises(Stopped, match="run the same command again"):
+        saturation.measure(trajectory, BOTH, out, progress=StopSoon("", "B", quiet=True), stop=stop)
+    present = status(RunFolder(out)).present["norms"]
+    assert present > 0, "the arrays at hand are finished and written"
+    outcome = saturation.measure(trajectory, BOTH, out)
+    assert outcome.reused == 2 * present // 3
+    assert outcome.computed + outcome.reused == 2 * len(canonical(folder, 0))
+    pd.testing.assert_frame_equal(saturation.load_results(out), table)
+    assert saturation.measure(trajectory, BOTH, out).computed == 0
+
+
+def test_measures_and_steps_can_be_added_to_a_run(
+    folder: Path, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    measured(folder, tmp_path / "r", ["norms"], steps=[0, 10])
+    measured(folder, tmp_path / "r", ["direction"], steps=[0, 10])
+    measured(folder, tmp_path / "r", BOTH)
+    grown = saturation.load_results(tmp_path / "r")
+    pd.testing.assert_frame_equal(grown, table)
+    with pytest.raises(ResultsError, match=r"measured at steps 0 … 30 .* do not continue"):
+        measured(folder, tmp_path / "r", steps=[10, 30])
+
+
+def test_a_run_of_another_trajectory_is_refused(folder: Path, tmp_path: Path) -> None:
+    measured(folder, tmp_path / "r")
+    other = write_trajectory(
+        tmp_path / "other", change=lambda _, arrays: {n: 2 * a for n, a in arrays.items()}
+    )
+    with pytest.raises(
+        ResultsError, match=r"holds the run of another trajectory, .* Choose another --out"
+    ):
+        measured(other, tmp_path / "r")
+    assert not saturation.load_results(tmp_path / "r").empty
+
+
+def test_checkpoints_with_different_arrays_are_refused_or_reduced(tmp_path: Path) -> None:
+    def differ(step: int, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if step == 10:
+            del arrays["lm_head.weight"]
+            arrays["shared.weight"] = arrays["shared.weight"][:-1]
+        return arrays
+
+    folder = write_trajectory(tmp_path / "t", change=differ)
+    with pytest.raises(
+        MeasureError,
+        match=r"Checkpoints 0 and 10 differ: only in 0: decoder/logits_dense/kernel; "
+        r"only in 10: none; "
+        r"of another shape: token_embedder/embedding .*--common-arrays",
+    ):
+        measured(folder, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+    table = measured(folder, tmp_path / "r", common_arrays=True)
+    assert "decoder/logits_dense/kernel" not in set(table.scope)
+    assert "token_embedder/embedding" not in set(table.scope)
+    assert value(table, 10, "l2", "encoder/layers_0") > 0
+
+
+def test_a_nan_is_counted_named_and_not_averaged_away(tmp_path: Path) -> None:
+    def poison(step: int, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if step == 10:
+            arrays["shared.weight"] = arrays["shared.weight"].copy()
+            arrays["shared.weight"][3, :2] = [np.nan, -np.inf]
+        return arrays
+
+    folder = write_trajectory(tmp_path / "t", change=poison)
+    outcome = saturation.measure(saturation.open_trajectory(folder), BOTH, str(tmp_path / "r"))
+    assert outcome.nonfinite == ((10, "token_embedder/embedding", 2),)
+    with pytest.raises(
+        MeasureError, match=r"Checkpoint 10 has 2 NaN or infinite values in token_embedder"
+    ):
+        outcome.refuse_nonfinite("r")
+    table = saturation.load_results(tmp_path / "r")
+    assert value(table, 10, "nonfinite", "total") == 2
+    assert not np.isfinite(value(table, 10, "l2", "total"))
+    assert np.isfinite(value(table, 10, "l2", "blocks"))
+    assert np.isfinite(value(table, 30, "l2", "total"))
+
+
+def test_unknown_measures_and_shards_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(MeasureError, match="no measure 'norm'; there are: norms, direction"):
+        measured(folder, tmp_path / "r", ["norm"])
+    for text in ("8/8", "-1/2", "1", "a/b"):
+        with pytest.raises(MeasureError, match="--shard takes I/N"):
+            Shard.parse(text)
+
+
+def test_an_unwritable_place_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResultsError, match=r"Cannot (read|write) .*run.json: Not a directory"):
+        measured(folder, tmp_path / "file")
+
+
+def test_a_full_disk_leaves_earlier_parts_and_nothing_half_written(
+    folder: Path, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def fsync(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 5:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", fsync)
+        with pytest.raises(
+            ResultsError, match=r"No space left on device. What was written before is intact"
+        ):
+            measured(folder, tmp_path / "r")
+    files = [path for path in (tmp_path / "r").rglob("*") if path.is_file()]
+    assert not [path for path in files if path.suffix == ".tmp"]
+    assert len(files) >= 5
+    pd.testing.assert_frame_equal(measured(folder, tmp_path / "r"), table)
+
+
+def test_a_damaged_part_is_named_and_can_be_recomputed(
+    folder: Path, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    measured(folder, tmp_path / "r")
+    part = next((tmp_path / "r" / "parts" / "norms").glob("encoder+encoder_norm*"))
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(ResultsError, match=r"encoder_norm\+scale\.0-30\.parquet is damaged"):
+        saturation.load_results(tmp_path / "r")
+    part.unlink()
+    pd.testing.assert_frame_equal(measured(folder, tmp_path / "r"), table)
+
+
+def test_no_run_and_no_description_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"holds no run: there is no run\.json"):
+        saturation.load_results(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ResultsError, match=r"run\.json is not the JSON that"):
+        saturation.load_results(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(ResultsError, match="it has no `measures`"):
+        saturation.load_results(tmp_path)
+
+
+def test_a_run_may_be_a_url(folder: Path, table: pd.DataFrame) -> None:
+    url = "memory://runs/one"
+    saturation.measure(saturation.open_trajectory(folder), BOTH, url)
+    pd.testing.assert_frame_equal(saturation.load_results(url), table)
+    assert saturation.measure(saturation.open_trajectory(folder), BOTH, url).computed == 0
+
+
+def test_the_run_records_what_made_it(folder: Path, tmp_path: Path) -> None:
+    measured(folder, tmp_path / "r")
+    described = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert described["format"] == "huggingface"
+    assert described["steps"] == [0, 10, 30]
+    assert described["measures"] == BOTH
+    assert described["environment"]["saturation"] == saturation.__version__
+    assert described["environment"]["accumulation"] == "float64"
+    assert set(described["identity"]) == {"0", "30"}
+
+
+def test_bfloat16_is_measured_at_its_own_values(tmp_path: Path) -> None:
+    import ml_dtypes
+
+    folder = write_trajectory(
+        tmp_path / "t",
+        change=lambda _, arrays: {n: a.astype(ml_dtypes.bfloat16) for n, a in arrays.items()},
+    )
+    table = measured(folder, tmp_path / "r")
+    whole = np.concatenate([array.ravel() for array in canonical(folder, 30).values()])
+    np.testing.assert_allclose(value(table, 30, "l2", "total"), np.linalg.norm(whole), 1e-12)
