@@ -21,7 +21,9 @@ from saturation.report.style import (
     MARKERS,
     RUN_COLOURS,
     VERMILION,
+    shorten,
     step_axis,
+    title,
 )
 
 CURVE_POINTS = 400
@@ -42,12 +44,7 @@ def draw_growth(parent: Figure | SubFigure, run: RunTable, fits: Fits) -> None:
         upper = parent.subplots()
         step_axis(upper, series.steps)
         _say(upper, f"no law fitted: {len(series)} checkpoints, {MINIMUM_POINTS} are needed")
-    parent.suptitle(
-        f"How the parameter norm grew through pretraining: {run.name}",
-        x=0.01,
-        ha="left",
-        weight="bold",
-    )
+    title(parent, f"How the parameter norm grew through pretraining: {shorten(run.name)}")
     upper.set_title(f"“{scope}”: {SCOPE_MEANING.get(scope, scope)}", color=GREY)
     _draw_curves(upper, series, shown, best_law(laws).law if laws else "")
     upper.plot(
@@ -73,13 +70,8 @@ def draw_scopes(parent: Figure | SubFigure, runs: Sequence[RunTable], fits: Fits
     columns = min(3, len(scopes))
     rows = math.ceil(len(scopes) / columns)
     panels = parent.subplots(rows, columns, squeeze=False)
-    parent.suptitle(
-        r"Norm of each part of the model, with its fitted power $a·t^p + b$"
-        + (f": {runs[0].name}" if len(runs) == 1 else ""),
-        x=0.01,
-        ha="left",
-        weight="bold",
-    )
+    only = f": {shorten(runs[0].name)}" if len(runs) == 1 else ""
+    title(parent, rf"Norm of each part of the model, with its fitted power $a·t^p + b${only}")
     for panel, scope in zip(panels.flat, scopes, strict=False):
         _draw_scope(panel, scope, runs, fits)
     for panel in panels[:, 0]:
@@ -219,7 +211,7 @@ def _legend_entries(runs: Sequence[RunTable]) -> list[Line2D]:
                 [],
                 color=RUN_COLOURS[index % len(RUN_COLOURS)],
                 marker=MARKERS[index % len(MARKERS)],
-                label=run.name,
+                label=shorten(run.name),
             )
             for index, run in enumerate(runs)
         ]

@@ -20,7 +20,10 @@ from saturation.report.style import (
     SCOPE_COLOURS,
     VERMILION,
     is_log_spaced,
+    log_values,
+    shorten,
     step_axis,
+    title,
 )
 
 BEFORE, AFTER = r"$θ_t$", r"$θ_{t′}$"  # two neighbouring checkpoints, as axes name them
@@ -32,7 +35,7 @@ def draw_layers(parent: Figure | SubFigure, run: RunTable) -> None:
     depth = 1 + max(max(layers) for layers in stacks.values())
     colours = colormaps["viridis"](np.linspace(0.0, 0.9, depth))
     panels = np.atleast_1d(parent.subplots(1, len(stacks), sharey=True))
-    parent.suptitle(f"Norm of each layer: {run.name}", x=0.01, ha="left", weight="bold")
+    title(parent, f"Norm of each layer: {shorten(run.name)}")
     for panel, (stack, layers) in zip(panels, stacks.items(), strict=True):
         for number, series in layers.items():
             panel.plot(
@@ -57,7 +60,7 @@ def draw_direction(parent: Figure | SubFigure, run: RunTable) -> None:
     """Draw how far the parameters turned between checkpoints, and since the first."""
     panels = parent.subplots(1, 3)
     log_spaced = _suptitle(parent, run, "cosine", "Direction of the parameters")
-    for panel, metric, title, label in (
+    for panel, metric, caption, label in (
         (panels[0], "cosine", "Cosine to the checkpoint before", rf"cos({BEFORE}, {AFTER})"),
         (
             panels[1],
@@ -73,10 +76,10 @@ def draw_direction(parent: Figure | SubFigure, run: RunTable) -> None:
         ),
     ):
         _draw_scopes(panel, run, metric, log_spaced)
-        panel.set_title(title)
+        panel.set_title(caption)
         panel.set_ylabel(label)
     if _positive(run, "cosine_distance"):
-        panels[1].set_yscale("log")
+        log_values(panels[1])
     _scope_legend(parent, panels[0])
 
 
@@ -84,7 +87,7 @@ def draw_steps(parent: Figure | SubFigure, run: RunTable) -> None:
     """Draw the step between checkpoints: its size, its rate, its alignment, and the norm budget."""
     panels = parent.subplots(2, 2)
     log_spaced = _suptitle(parent, run, "step_norm", "Steps between checkpoints")
-    for panel, metric, title, label in (
+    for panel, metric, caption, label in (
         (
             panels[0, 0],
             "step_norm",
@@ -94,7 +97,7 @@ def draw_steps(parent: Figure | SubFigure, run: RunTable) -> None:
         (panels[1, 0], "alignment", "Did they move outwards?", f"alignment, cos(δ, {BEFORE})"),
     ):
         _draw_scopes(panel, run, metric, log_spaced)
-        panel.set_title(title)
+        panel.set_title(caption)
         panel.set_ylabel(label)
     panels[1, 0].axhline(0, color=GREY, linewidth=0.8)
     _draw_relative_rate(panels[0, 1], run, log_spaced)
@@ -121,7 +124,7 @@ def _draw_relative_rate(axes: Axes, run: RunTable, log_spaced: bool) -> None:
         axes.plot(series.steps, rate, "o-", color=_colour(scope), label=scope, lw=1.3, markersize=3)
         step_axis(axes, series.steps, log_spaced)
     if all((series.values > 0).any() for _, series in _each_scope(run, "relative_step")):
-        axes.set_yscale("log")
+        log_values(axes)
     axes.set_title("Relative step per training step")
     axes.set_ylabel(f"‖δ‖ / (‖{BEFORE}‖ (t′ − t))")
 
@@ -166,15 +169,11 @@ def _each_scope(run: RunTable, metric: str) -> Iterable[tuple[str, Series]]:
             yield scope, series
 
 
-def _suptitle(parent: Figure | SubFigure, run: RunTable, metric: str, title: str) -> bool:
+def _suptitle(parent: Figure | SubFigure, run: RunTable, metric: str, text: str) -> bool:
     """Write the title with the spacing that these quantities depend on; return if it is uneven."""
     _, series = run.main_series(metric)
-    parent.suptitle(
-        f"{title}: {run.name}   (checkpoints {describe_spacing(series.spacing)})",
-        x=0.01,
-        ha="left",
-        weight="bold",
-    )
+    spacing = describe_spacing(series.spacing)
+    title(parent, f"{text}: {shorten(run.name)}   (checkpoints {spacing})")
     return is_log_spaced(series.steps)
 
 

@@ -10,8 +10,15 @@ import numpy as np
 from jaxtyping import Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, SymmetricalLogLocator
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import (
+    EngFormatter,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    SymmetricalLogLocator,
+)
 
 from saturation.errors import ResultsError
 from saturation.runfolder import write_whole
@@ -30,6 +37,7 @@ SCOPE_COLOURS = {
 }
 WIDTH = 11.0  # inches
 DOTS_PER_INCH = 150
+NAME_LENGTH = 45  # characters of a run's name that a title shows
 
 RC: Any = {  # matplotlib types the keys, one by one
     "font.family": "DejaVu Sans",  # comes with matplotlib and has ‖, θ, δ, √ and ¼
@@ -80,6 +88,30 @@ def step_axis(axes: Axes, steps: Int[np.ndarray, " points"], logarithmic: bool =
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("training step")
+
+
+def log_values(axes: Axes) -> None:
+    """Make the axis of values logarithmic, with ticks that can be read however little it spans."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_minor_locator(NullLocator())
+    if high < 10 * low:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    elif high < 1000 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    else:
+        return  # powers of ten, as matplotlib writes them
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def title(part: SubFigure | Figure, text: str) -> None:
+    """Write the title of a figure, or of one run's part of it, at its left edge."""
+    part.suptitle(text, x=0.01, ha="left", weight="bold")
+
+
+def shorten(name: str) -> str:
+    """Return a run's name as a title has room for it: the end of a long path says most."""
+    return name if len(name) <= NAME_LENGTH else "…" + name[1 - NAME_LENGTH :]
 
 
 def is_log_spaced(steps: Int[np.ndarray, " points"]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def summarize(tables: Mapping[str, pd.DataFrame], fits: Fits) -> str:
 
     runs = run_tables(tables)
     parts = [_describe_run(run, fits.get(run.name, {})) for run in runs]
-    missing = [f"  {name}: {reason}." for name, reason in missing_figures(tables).items()]
+    missing = [_wrap(f"{why}.", f"  {name}: ") for name, why in missing_figures(tables).items()]
     if missing:
         parts.append("\n".join(["Figures not drawn", *missing]))
     return "\n\n".join(parts) + "\n"
@@ -87,7 +88,7 @@ def warnings(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> list[str]:
     elif len(series) < 2 * BLOCK:
         found.append(
             f"{len(series)} checkpoints are too few for an interval of the exponent: "
-            f"the bootstrap needs {2 * BLOCK}."
+            f"the bootstrap needs {2 * BLOCK}; take p and the order of the laws as rough."
         )
     for scope in run.scopes("l2"):
         series = run.series("l2", scope)
@@ -112,28 +113,39 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
     lines = [title, "=" * len(title)]
     if not run.scopes("l2"):
         measured = ", ".join(sorted(run.metrics)) or "nothing"
-        return "\n".join([*lines, f"Measured: {measured}; no finite norm."])
+        return "\n".join([*lines, _wrap(f"Measured: {measured}; no finite norm.")])
     scope, series = run.main_series("l2")
-    lines += [_say_measured(run, series), "", *_norm_table(run), ""]
+    lines += [_wrap(_say_measured(run, series)), "", *_norm_table(run), ""]
     if scope in laws:
         lines += [f"Growth laws of {scope!r}, best by AIC first", *_law_table(laws[scope]), ""]
     guide = reading_guide(run, laws.get(scope, {}))
     if guide:
-        lines += ["How to read growth.png", *(f"  {n}. {s}" for n, s in enumerate(guide, 1))]
+        lines += ["How to read growth.png", *(_wrap(s, f"  {n}. ") for n, s in enumerate(guide, 1))]
     warned = warnings(run, laws)
     if warned:
-        lines += ["", *(f"Warning: {text}" for text in warned)]
+        lines += ["", *(_wrap(text, "Warning: ") for text in warned)]
     return "\n".join(lines)
 
 
 def _say_measured(run: RunTable, series: Series) -> str:
     measured = ", ".join(sorted(run.metrics))
     gaps = describe_spacing(pd.Series(series.steps).diff().to_numpy())
+    first, last = series.steps[0], series.steps[-1]
     return (
-        f"Measured: {measured},\n"
-        f"at {len(series)} checkpoints from step {series.steps[0]:,} to {series.steps[-1]:,}, "
+        f"Measured: {measured}, at {len(series)} checkpoints from step {first:,} to {last:,}, "
         f"{gaps}."
         + (" Cosines, steps and the norm budget depend on that." if "cosine" in run.metrics else "")
+    )
+
+
+def _wrap(text: str, first: str = "") -> str:
+    """Return a paragraph in lines of 100 characters, the first one beginning with `first`."""
+    return textwrap.fill(
+        text,
+        100,
+        initial_indent=first,
+        subsequent_indent="     " if first else "",
+        break_long_words=False,
     )
 
 
@@ -160,7 +172,7 @@ def _law_table(laws: Mapping[str, Fit]) -> list[str]:
         lines.append(f"{fit.law:<13}{describe(fit):<34}{r2:>8}{fit.aic:>10.1f}  {holdout}")
     power = laws.get("power")
     if power is not None and power.p is not None and not math.isnan(power.p):
-        lines.append(_say_exponent(power))
+        lines.append(_wrap(_say_exponent(power)))
     return lines
 
 
