@@ -1,0 +1,184 @@
+"""The command line as a user meets it: output, exit codes, and errors of one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_trajectory import write_trajectory
+
+import saturation
+from saturation import cli
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["saturation", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        output = capsys.readouterr()
+        return Result(code, output.out, output.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trajectory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_trajectory(tmp_path_factory.mktemp("cli") / "t", (0, 10, 20, 30, 40, 50))
+
+
+@pytest.fixture(scope="module")
+def run_folder(trajectory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    opened = saturation.open_trajectory(trajectory)
+    saturation.measure(opened, ["norms", "direction"], str(out))
+    return out
+
+
+def test_ls_says_what_is_there(call, trajectory: Path) -> None:
+    (trajectory / "step_60.tmp").mkdir(exist_ok=True)
+    shown = call("ls", trajectory)
+    assert shown.code == 0
+    assert "0, 10, 20, 30, 40, 50 (6 checkpoints)" in shown.out
+    assert "huggingface" in shown.out
+    assert "step_60.tmp" in shown.out, "what is ignored is said"
+    data = json.loads(call("ls", trajectory, "--json", "--steps", "10:30:20").out)
+    assert data["steps"] == [10, 30]
+    assert data["arrays"]["encoder/layers_0/attention/query/kernel"] == {
+        "shape": [16, 12],
+        "dtype": "float32",
+    }
+    assert data["bytes_each"] == 4 * data["parameters"]
+
+
+def test_measures_are_listed_with_their_source(call) -> None:
+    shown = call("measures")
+    assert "norms\n" in shown.out
+    assert "arXiv 2010.09697" in shown.out
+    assert set(json.loads(call("measures", "--json").out)) >= {"norms", "direction"}
+
+
+def test_measure_then_status_fit_report_export(call, trajectory: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    planned = call("measure", trajectory, "--measures", "norms", "--out", out, "--dry-run")
+    assert "at 6 steps" in planned.out
+    assert not out.exists(), "a dry run writes nothing"
+    measured = call("measure", trajectory, "--measures", "norms,direction", "--out", out)
+    assert measured.code == 0, measured.err
+    assert "0 reused" in measured.err
+    again = call("measure", trajectory, "--measures", "norms", "--out", out, "--json")
+    assert json.loads(again.out)["computed"] == 0
+    assert again.err == "", "--json prints nothing else"
+    assert json.loads(call("status", out, "--json").out)["complete"] is True
+    assert "complete" in call("status", out).out
+    fits = json.loads(call("fit", out, "--scope", "encoder", "--json").out)
+    assert set(fits) == {"linear", "sqrt", "fourth_root", "log", "power"}
+    assert {"law", "a", "b", "p", "interval", "r2", "aic", "holdout_error"} <= set(fits["power"])
+    reported = call("report", out, "--figures", tmp_path / "figures")
+    assert reported.code == 0, reported.err
+    written = [Path(line) for line in reported.out.split()]
+    assert {path.suffix for path in written} == {".png", ".pdf", ".txt"}
+    assert all(path.stat().st_size > 0 for path in written)
+    exported = call("export", out, "--format", "csv", "--path", tmp_path / "table.csv")
+    assert exported.code == 0, exported.err
+    assert (tmp_path / "table.csv").read_text().startswith("step,measure,metric,scope,value")
+
+
+def test_fit_of_a_csv_and_of_a_scope_that_is_not_there(
+    call, run_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "norm.csv"
+    file.write_text("t,rho\n" + "\n".join(f"{t},{3 * t**0.5 + 2}" for t in range(0, 100, 7)))
+    fits = json.loads(call("fit", "--csv", file, "--x", "t", "--y", "rho", "--json").out)
+    assert fits["sqrt"]["a"] == pytest.approx(3)
+    assert fits["sqrt"]["b"] == pytest.approx(2)
+    missing = call("fit", "--csv", file)
+    assert missing.code == 1
+    assert "has no column 'step'; it has: t, rho" in missing.err
+    scope = call("fit", run_folder, "--scope", "encoders")
+    assert scope.code == 1
+    assert "has no l2 norm of scope 'encoders'; it has:" in scope.err
+    file.write_text("step,norm\n0,1\n1,x\n")
+    assert "line 3: norm is 'x', and a number is needed" in call("fit", "--csv", file).err
+
+
+def test_published_series_gives_the_published_fit(call, reference: Path) -> None:
+    file = reference / "t5_base_norm.csv"
+    fits = json.loads(call("fit", "--csv", file, "--x", "step", "--y", "norm", "--json").out)
+    assert fits["sqrt"]["a"] == pytest.approx(5.412, abs=5e-4)
+    assert fits["sqrt"]["b"] == pytest.approx(193.55, abs=5e-3)
+    assert fits["sqrt"]["r2"] == pytest.approx(0.9986, abs=5e-5)
+    assert fits["power"]["p"] == pytest.approx(0.559, abs=5e-4)
+    assert fits["power"]["r2"] == pytest.approx(0.9997, abs=5e-5)
+    assert fits["power"]["p_without_first"] == pytest.approx(0.543, abs=5e-4)
+    assert fits["power"]["interval"] == pytest.approx([0.53, 0.60], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("ls", "/nowhere"), "/nowhere: no such folder"),
+        (("status", "/nowhere"), "/nowhere holds no run: there is no run.json"),
+        (("pretrain", "/nowhere.yaml"), "/nowhere.yaml: the configuration cannot be read"),
+    ],
+)
+def test_a_failure_is_one_sentence_and_exit_1(call, arguments: tuple[str, ...], text: str) -> None:
+    failed = call(*arguments)
+    assert failed.code == 1
+    assert failed.out == ""
+    assert failed.err.startswith("saturation: ")
+    assert text in failed.err
+    assert len(failed.err.strip().splitlines()) == 1
+    with pytest.raises(saturation.errors.SaturationError):
+        call("--debug", *arguments)
+
+
+def test_wrong_usage_is_exit_2(call, trajectory: Path) -> None:
+    assert call("fit").code == 2
+    assert call("measure", trajectory).code == 2
+    assert call("nonsense").code == 2
+    assert call("pretrain", "x.yaml", "--set", "novalue").code == 2
+
+
+def test_nan_is_exit_1_and_the_table_is_there(call, tmp_path: Path) -> None:
+    import numpy as np
+
+    def poison(step, arrays):
+        return {n: np.where(a > 2.5, np.nan, a) if step == 10 else a for n, a in arrays.items()}
+
+    folder = write_trajectory(tmp_path / "t", change=poison)
+    failed = call("measure", folder, "--measures", "norms", "--out", tmp_path / "r")
+    assert failed.code == 1
+    assert "NaN or infinite values in" in failed.err
+    assert json.loads(call("status", tmp_path / "r", "--json").out)["complete"] is True
+
+
+def test_the_installed_command_answers_help() -> None:
+    command = Path(sys.executable).with_name("saturation")
+    shown = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
+    for verb in (
+        "ls",
+        "measures",
+        "measure",
+        "status",
+        "fit",
+        "report",
+        "pretrain",
+        "run",
+        "export",
+    ):
+        assert verb in shown.stdout

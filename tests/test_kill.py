@@ -1,0 +1,109 @@
+"""A measurement that is killed loses nothing: the same command gives the same table."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_trajectory import write_trajectory
+
+import saturation
+
+COMMAND = Path(sys.executable).with_name("saturation")
+
+
+def many_steps(folder: Path, distinct: int, steps: int, vocab: int) -> Path:
+    """A long trajectory on the disk of a short one: the steps beyond are hard links."""
+    write_trajectory(folder, tuple(range(distinct)), vocab=vocab)
+    for step in range(distinct, steps):
+        target = folder / f"step_{step}"
+        target.mkdir()
+        for file in (folder / f"step_{step % distinct}").iterdir():
+            os.link(file, target / file.name)
+    return folder
+
+
+def start(trajectory: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
+    arguments = ["measure", trajectory, "--measures", "norms,direction", "--out", out]
+    with log.open("ab") as file:
+        return subprocess.Popen([COMMAND, *arguments], stderr=file, stdout=file)
+
+
+def parts(out: Path) -> int:
+    return sum(1 for _ in out.glob("parts/*/*.parquet"))
+
+
+def kill(process: subprocess.Popen[bytes], when: Callable[[], bool]) -> bool:
+    """SIGKILL the process as soon as `when()`; return whether it was still running."""
+    while process.poll() is None and not when():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+def reused(log: Path) -> list[int]:
+    return [
+        int(count) for count in re.findall(r"(\d+) reused from an earlier run", log.read_text())
+    ]
+
+
+def test_a_killed_run_resumes_to_the_same_table(tmp_path: Path) -> None:
+    trajectory = many_steps(tmp_path / "t", 3, 120, vocab=2000)
+    whole, out, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
+    saturation.measure(saturation.open_trajectory(trajectory), ["norms", "direction"], str(whole))
+    killed = kill(start(trajectory, out, log), lambda: parts(out) > 0)
+    before = parts(out)
+    assert killed
+    assert 0 < before < parts(whole), "it was killed between the first part and the last"
+    assert start(trajectory, out, log).wait() == 0
+    assert reused(log) == [0, before]
+    pd.testing.assert_frame_equal(saturation.load_results(out), saturation.load_results(whole))
+    leftovers = list(out.rglob("*.tmp"))
+    assert len(leftovers) <= 2, "no more than the parts that were being written"
+
+
+def test_sigterm_finishes_the_array_at_hand_and_exits_75(tmp_path: Path) -> None:
+    trajectory = many_steps(tmp_path / "t", 3, 120, vocab=2000)
+    out, log = tmp_path / "run", tmp_path / "log"
+    process = start(trajectory, out, log)
+    while process.poll() is None and not parts(out):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75
+    assert "Stopped by a signal" in log.read_text()
+    assert list(out.rglob("*.tmp")) == []
+    before = parts(out)
+    assert start(trajectory, out, log).wait() == 0
+    assert reused(log) == [0, before]
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_of_a_minute_long_run(tmp_path: Path) -> None:
+    """Issue 2's acceptance 4, on a trajectory that takes more than a minute."""
+    trajectory = many_steps(tmp_path / "t", 4, 4000, vocab=50_000)
+    whole, out, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
+    begun = time.monotonic()
+    assert start(trajectory, whole, log).wait() == 0
+    seconds = time.monotonic() - begun
+    assert seconds >= 60, "the machine is too fast for this trajectory: give it more steps"
+    log.unlink()
+    moments = random.Random(0)
+    within = []
+    for _ in range(10):
+        deadline = time.monotonic() + moments.uniform(0.02, 0.15) * seconds
+        assert kill(start(trajectory, out, log), lambda end=deadline: time.monotonic() > end)
+        within.append(0 < parts(out) < parts(whole))
+    assert sum(within) >= 5
+    assert start(trajectory, out, log).wait() == 0
+    print(f"{seconds:.0f} s uninterrupted; parts reused: {reused(log)}")
+    assert reused(log)[-1] > 0
+    pd.testing.assert_frame_equal(saturation.load_results(out), saturation.load_results(whole))
