@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saturation.report.figures import write_figures
+    from saturation.report.page import write_page
     from saturation.report.series import Fits, fit_tables
     from saturation.report.summary import summarize, write_summary
 
@@ -19,9 +20,10 @@ _HOME = {
     "fit_tables": "saturation.report.series",
     "summarize": "saturation.report.summary",
     "write_figures": "saturation.report.figures",
+    "write_page": "saturation.report.page",
     "write_summary": "saturation.report.summary",
 }
-__all__ = ["Fits", "fit_tables", "summarize", "write_figures", "write_summary"]
+__all__ = ["Fits", "fit_tables", "summarize", "write_figures", "write_page", "write_summary"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,97 @@
+"""What each metric is: its formula, what it says, and where it comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MERRILL = (
+    "Merrill, Ramanujan, Goldberg, Schwartz and Smith, Effects of Parameter Norm Growth During "
+    "Transformer Training, EMNLP 2021, arXiv:2010.09697"
+)
+SHORT = "Merrill et al. 2021"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One metric of the results table.
+
+    Attributes:
+        metric: its name in the table.
+        formula: as MEASURES and the docs write it; θ_t and θ_t′ are neighbouring checkpoints.
+        meaning: one sentence for somebody who sees it for the first time.
+        source: the paper, or "ours".
+    """
+
+    metric: str
+    formula: str
+    meaning: str
+    source: str
+
+
+GLOSSARY = (
+    Term("l2", "‖θ‖₂ = √Σθ²", "Euclidean norm: how large the parameters of a scope are.", SHORT),
+    Term("rms", "‖θ‖₂/√size", "Norm per parameter, comparable between sizes.", SHORT),
+    Term(
+        "l2_fan_in",
+        "√Σ_W ‖W‖²/fan_in(W), over kernels",
+        "Norm of the kernels, each relative to the number of its inputs.",
+        SHORT,
+    ),
+    Term(
+        "min_rms",
+        "min_W ‖W‖_F/√size, over matrices",
+        "The smallest matrix: a network saturates once all its matrices have grown.",
+        SHORT,
+    ),
+    Term("max_abs", "max |θ|", "The largest parameter.", "ours"),
+    Term(
+        "nonfinite",
+        "count of NaN and ±∞",
+        "Broken parameters; where there are any, the other metrics mean nothing.",
+        "ours",
+    ),
+    Term(
+        "cosine",
+        "⟨θ_t, θ_t′⟩/(‖θ_t‖‖θ_t′‖)",
+        "1 where the direction of the parameters did not change between two checkpoints.",
+        SHORT,
+    ),
+    Term(
+        "cosine_distance",
+        "1 − cosine = (‖δ‖² − (‖θ_t′‖ − ‖θ_t‖)²)/(2‖θ_t‖‖θ_t′‖)",
+        "The same from the difference δ, so that it keeps its digits near 0.",
+        f"{SHORT}; this form ours",
+    ),
+    Term(
+        "cosine_to_first",
+        "⟨θ_first, θ_t⟩/(‖θ_first‖‖θ_t‖)",
+        "How much of the first checkpoint's direction is left.",
+        SHORT,
+    ),
+    Term("step_norm", "‖δ‖, δ = θ_t′ − θ_t", "How far the parameters moved.", SHORT),
+    Term("relative_step", "‖δ‖/‖θ_t‖", "How far they moved, relative to their size.", SHORT),
+    Term(
+        "alignment",
+        "⟨δ, θ_t⟩/(‖δ‖‖θ_t‖)",
+        "1: straight outwards, the direction stays; 0: across; below 0: inwards.",
+        f"{SHORT}, whose code divides its per-layer value by another quantity",
+    ),
+    Term(
+        "radial",
+        "2⟨θ_t, δ⟩ + ⟨θ_t, δ⟩²/‖θ_t‖²",
+        "The part of the growth of ‖θ‖² that steps along θ made.",
+        "ours",
+    ),
+    Term(
+        "tangential",
+        "‖δ‖² − ⟨θ_t, δ⟩²/‖θ_t‖²",
+        "The part that steps across θ made; radial + tangential = ‖θ_t′‖² − ‖θ_t‖² exactly.",
+        "ours",
+    ),
+    Term(
+        "…_per_step",
+        "metric/(t′ − t)",
+        "The same for one training step, since checkpoints lie unevenly apart.",
+        "ours",
+    ),
+)

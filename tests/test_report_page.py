@@ -1,0 +1,175 @@
+"""The interactive page: self-contained, the table's own numbers, safe with any run's name."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_tables import LOG_SPACED, UNIFORM, direction, full, norms, rows, vectors
+
+from saturation.errors import ResultsError
+from saturation.measures import MEASURES
+from saturation.report import fit_tables, write_page
+from saturation.report.glossary import GLOSSARY
+from saturation.report.page import build_page
+from saturation.results import array_info
+
+FACTS = {
+    "trajectory": "gs://bucket/t5 & more",
+    "format": "t5x",
+    "steps": [0, 80, 2000],
+    "measures": ["norms", "direction"],
+    "arrays": {"a": {"shape": [3, 4]}, "b": {"shape": [5]}},
+    "environment": {"jax": "0.10.2", "device": "cpu"},
+}
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would see: tags, attributes, text outside scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.scripts: list[str] = []
+        self._inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside = tag
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        if tag == self._inside:
+            self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside:
+            self.scripts[-1] += data
+        else:
+            self.text += data
+
+
+def build(tables: dict[str, pd.DataFrame], facts=None) -> Reader:
+    return Reader(build_page(tables, fit_tables(tables), facts or {}))
+
+
+def charts_of(page: Reader) -> dict[str, dict]:
+    found = re.search(r"const charts = (\{.*\});\nfor", page.scripts[-1], flags=re.DOTALL)
+    return json.loads(found.group(1))
+
+
+def captions(page: Reader) -> list[str]:
+    return [chart["layout"]["yaxis"]["title"]["text"] for chart in charts_of(page).values()]
+
+
+@pytest.fixture(scope="module")
+def page() -> Reader:
+    return build({"my run": full()}, {"my run": FACTS})
+
+
+def test_nothing_comes_from_elsewhere(page: Reader):
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "img", "iframe", "object", "base")
+        assert "src" not in attributes
+        assert (attributes.get("href") or "#").startswith("#")
+    assert len(page.scripts) == 3, "the style, plotly.js and the charts"
+    assert "@import" not in page.scripts[0]
+
+
+def test_every_chart_has_its_place_and_the_tables_numbers(page: Reader):
+    charts = charts_of(page)
+    places = [a["id"] for tag, a in page.tags if tag == "div" and "id" in a]
+    assert places == list(charts)
+    growth = charts["chart-0"]["data"]
+    assert [line["name"].split(",")[0] for line in growth] == [
+        "checkpoints",
+        "free power",
+        "square root",
+    ]
+    assert growth[0]["x"] == list(UNIFORM)
+    norm = np.linalg.norm(vectors(UNIFORM)["blocks"], axis=1)
+    np.testing.assert_allclose(growth[0]["y"], norm, rtol=1e-7)
+    power = fit_tables({"r": norms()})["r"]["blocks"]["power"]
+    np.testing.assert_allclose(growth[1]["y"], power.predict(growth[1]["x"]), rtol=1e-7)
+    assert captions(page) == [
+        "‖θ‖₂",
+        "% of growth",
+        "‖θ‖₂",
+        "‖θ‖₂ of the layer",
+        "‖θ‖₂ of the layer",
+        "cosine",
+        "1 − cosine",
+        "cosine",
+        "‖δ‖",
+        "‖δ‖/(‖θ‖(t′ − t))",
+        "cos(δ, θ)",
+        "cumulated change of ‖θ‖²",
+    ]
+
+
+def test_facts_laws_and_glossary(page: Reader):
+    text = " ".join(page.text.split())
+    assert "gs://bucket/t5 & more" in text
+    assert "3, from step 0 to 2,000" in text
+    assert "17 in 2 arrays" in text
+    assert "jax 0.10.2, device cpu" in text
+    power = fit_tables({"r": norms()})["r"]["blocks"]["power"]
+    assert f"{power.p:.3f} ({power.interval[0]:.3f} to {power.interval[1]:.3f})" in text
+    assert "checkpoints lie 80 steps apart" in text
+    for term in GLOSSARY:
+        assert term.metric in text
+
+
+def test_a_name_cannot_break_out():
+    name = '</script><script>alert("1")</script><b>&'
+    table = rows(range(30), "norms", "l2", "</script><i>", np.arange(30) + 1.0)
+    page = build({name: table, "b": norms()}, {name: {"trajectory": name}})
+    assert len(page.scripts) == 3
+    assert not [tag for tag, _ in page.tags if tag == "i"]
+    assert page.text.count(name) == 7, "navigation, title, trajectory, four figures not drawn"
+    assert "&lt;b&gt;" in charts_of(page)["chart-0"]["data"][0]["name"]
+
+
+def test_runs_are_compared_relative_to_their_start():
+    page = build({"one": full(), "two": full(LOG_SPACED, 1)})
+    lines = charts_of(page)["chart-0"]["data"]
+    assert [line["name"] for line in lines] == ["one (blocks)", "two (blocks)"]
+    assert lines[0]["y"][0] == lines[1]["y"][0] == 1
+    ids = [a.get("id") for _, a in page.tags]
+    assert "run-0" in ids
+    assert "run-1" in ids
+
+
+def test_missing_measures_and_few_points_are_said():
+    assert "direction: run has no direction" in build({"run": norms()}).text
+    assert "growth: run has no norms" in build({"run": direction()}).text
+    few = build({"run": norms((0, 1, 2))})
+    assert "3 checkpoints are too few for a growth law" in few.text
+    assert "Growth laws" not in few.text
+    assert "constant" not in build({"r": rows(range(30), "norms", "l2", "total", [3.0] * 30)}).text
+
+
+def test_page_is_written_whole_and_not_too_large(tmp_path: Path):
+    tables = {"run": full()}
+    path = write_page(tables, fit_tables(tables), tmp_path / "new" / "page.html")
+    assert 3_000_000 < path.stat().st_size < 5_300_000
+    assert [entry.name for entry in path.parent.iterdir()] == ["page.html"]
+    with pytest.raises(ResultsError, match="choose another place for the page"):
+        write_page(tables, {}, path / "page.html")
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=list(MEASURES))
+def test_glossary_has_every_metric_of_the_weights(measure):
+    statistics = {name: np.ones((1, 2)) for name in measure.statistics}
+    info = array_info({"encoder/layers_0/mlp/wi/kernel": {"shape": [2, 2]}})
+    named = {term.metric for term in GLOSSARY}
+    assert set(measure.metrics(statistics, info)) <= named
+    assert "…_per_step" in named or not measure.rates
