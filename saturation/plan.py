@@ -13,12 +13,16 @@ import saturation
 from saturation.errors import MeasureError, ResultsError
 from saturation.measures import find_measures
 from saturation.measures.base import WeightMeasure
-from saturation.results import missing_steps
+from saturation.results import missing_positions
 from saturation.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import Checkpoint, Parameter
     from saturation.trajectory import Trajectory
+
+
+PART_BYTES = 4 * 2**30
+MINIMUM_PART_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -43,11 +47,25 @@ class Shard:
 
 @dataclass(frozen=True)
 class Job:
-    """One array to measure: `measures` at the selected steps from position `start` on."""
+    """One array to measure: `measures` at the selected steps of positions `start` to `stop` (open).
+
+    Each becomes one part on disk for each measure.
+    """
 
     name: str
     measures: tuple[WeightMeasure, ...]
     start: int
+    stop: int
+
+    @property
+    def earlier(self) -> tuple[int, ...]:
+        """The positions of steps that are read only to be compared with, ascending."""
+        if not self.start:
+            return ()
+        first = any(measure.against_first for measure in self.measures)
+        previous = any(measure.compares_steps for measure in self.measures)
+        needed = {0: first, self.start - 1: previous}
+        return tuple(sorted(position for position, is_needed in needed.items() if is_needed))
 
 
 def shared_parameters(trajectory: Trajectory, common_only: bool = False) -> dict[str, Parameter]:
@@ -196,21 +214,44 @@ def _span(steps: Sequence[int]) -> str:
 
 
 def jobs(
-    folder: RunFolder, described: dict[str, Any], measures: Sequence[str], shard: Shard
+    folder: RunFolder,
+    steps: Sequence[int],
+    arrays: dict[str, Parameter],
+    measures: Sequence[WeightMeasure],
+    shard: Shard,
 ) -> tuple[list[Job], int]:
-    """Return what this shard has left to do, largest array first, and how many parts there are."""
-    steps, parts = described["steps"], folder.parts()
+    """Return what this shard has left to do, largest array first, and how many parts it has."""
+    parts = folder.parts()
     todo, reused = [], 0
-    for name in assigned(described["arrays"], shard):
-        starts: dict[int, list[WeightMeasure]] = {}
-        for measure in find_measures(tuple(measures)):
-            missing = missing_steps(steps, parts.get((measure.name, name), []))
-            if missing:
-                starts.setdefault(steps.index(missing[0]), []).append(measure)
-            else:
-                reused += 1
-        todo += [Job(name, tuple(group), start) for start, group in sorted(starts.items())]
+    for name in assigned(arrays, shard):
+        ranges: dict[tuple[int, int], list[WeightMeasure]] = {}
+        for measure in measures:
+            present = parts.get((measure.name, name), [])
+            reused += len(present)
+            missing = missing_positions(steps, present)
+            for start, stop in part_ranges(missing, arrays[name].nbytes):
+                ranges.setdefault((start, stop), []).append(measure)
+        todo += [
+            Job(name, tuple(group), start, stop)
+            for (start, stop), group in sorted(ranges.items(), key=lambda item: item[0])
+        ]
     return todo, reused
+
+
+def part_ranges(positions: Sequence[int], nbytes: int) -> list[tuple[int, int]]:
+    """Return [start, stop) ranges that cover ascending positions and no other.
+
+    A range ends where positions skip, and after about 4 GB of reading: what a kill can lose. It has
+    at least 16 steps before that, because the next one reads up to two steps again.
+    """
+    longest = max(PART_BYTES // max(nbytes, 1), MINIMUM_PART_STEPS)
+    ranges: list[list[int]] = []
+    for position in positions:
+        if ranges and ranges[-1][1] == position and position - ranges[-1][0] < longest:
+            ranges[-1][1] += 1
+        else:
+            ranges.append([position, position + 1])
+    return [(start, stop) for start, stop in ranges]
 
 
 def planned_work(
@@ -227,17 +268,21 @@ def planned_work(
     """
     parameters = shared_parameters(trajectory, common_arrays)
     asked = find_measures(tuple(measures))
-    described = {"steps": list(trajectory.steps), "arrays": _describe_arrays(parameters)}
-    todo, reused = jobs(RunFolder(out), described, [measure.name for measure in asked], shard)
+    todo, reused = jobs(RunFolder(out), trajectory.steps, parameters, asked, shard)
     return {
         "arrays": len({job.name for job in todo}),
         "steps": len(trajectory.steps),
-        "bytes": sum(
-            parameters[job.name].nbytes * (len(trajectory.steps) - job.start) for job in todo
-        ),
+        "bytes": bytes_to_read(todo, parameters),
         "parts": sum(len(job.measures) for job in todo),
         "reused": reused,
     }
+
+
+def bytes_to_read(todo: Sequence[Job], parameters: dict[str, Parameter]) -> int:
+    """Return how many bytes the jobs read, with the steps that are only compared with."""
+    return sum(
+        parameters[job.name].nbytes * (job.stop - job.start + len(job.earlier)) for job in todo
+    )
 
 
 def _describe_arrays(parameters: dict[str, Parameter]) -> dict[str, Any]:
@@ -251,20 +296,13 @@ def _describe_arrays(parameters: dict[str, Parameter]) -> dict[str, Any]:
     }
 
 
-def assigned(arrays: dict[str, dict[str, Any]], shard: Shard) -> list[str]:
+def assigned(arrays: dict[str, Parameter], shard: Shard) -> list[str]:
     """Return the arrays of a shard: the largest first, each to the shard with the least so far."""
-
-    def size(name: str) -> int:
-        result = 1
-        for length in arrays[name]["shape"]:
-            result *= length
-        return result
-
     loads = [0] * shard.count
     mine = []
-    for name in sorted(arrays, key=lambda name: (-size(name), name)):
+    for name in sorted(arrays, key=lambda name: (-arrays[name].size, name)):
         lightest = loads.index(min(loads))
-        loads[lightest] += size(name)
+        loads[lightest] += arrays[name].size
         if lightest == shard.index:
             mine.append(name)
     return mine

@@ -95,7 +95,7 @@ def status(folder: RunFolder) -> Status:
     present, expected, missing = {}, {}, {}
     for measure in find_measures(described["measures"]):
         counts = {
-            name: len(steps) - len(missing_steps(steps, parts.get((measure.name, name), [])))
+            name: len(steps) - len(missing_positions(steps, parts.get((measure.name, name), [])))
             for name in described["arrays"]
         }
         present[measure.name] = sum(counts.values())
@@ -104,10 +104,13 @@ def status(folder: RunFolder) -> Status:
     return Status(present, expected, missing)
 
 
-def missing_steps(steps: Sequence[int], ranges: Iterable[tuple[int, int]]) -> list[int]:
-    """Return the steps that lie in no range (first step, last step)."""
-    ranges = tuple(ranges)
-    return [step for step in steps if not any(start <= step <= stop for start, stop in ranges)]
+def missing_positions(steps: Sequence[int], ranges: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the positions of the steps that lie in no range (first step, last step)."""
+    return [
+        position
+        for position, step in enumerate(steps)
+        if not any(start <= step <= stop for start, stop in ranges)
+    ]
 
 
 def write_part(

@@ -21,7 +21,15 @@ import numpy as np
 from saturation.errors import MeasureError, Stopped
 from saturation.measures import find_measures
 from saturation.measures.reduce import NEUTRAL, block_statistics, combine, enable_x64
-from saturation.plan import Job, Shard, describe_run, jobs, join_run, shared_parameters
+from saturation.plan import (
+    Job,
+    Shard,
+    bytes_to_read,
+    describe_run,
+    jobs,
+    join_run,
+    shared_parameters,
+)
 from saturation.progress import Progress
 from saturation.results import write_part
 from saturation.runfolder import RunFolder
@@ -92,13 +100,14 @@ def measure(
     asked = find_measures(tuple(measures))
     folder = RunFolder(out)
     parameters = shared_parameters(trajectory, common_arrays)
-    described = join_run(folder, describe_run(trajectory, asked, parameters), trajectory)
-    todo, reused = jobs(folder, described, [m.name for m in asked], shard or Shard())
+    join_run(folder, describe_run(trajectory, asked, parameters), trajectory)
+    todo, reused = jobs(folder, trajectory.steps, parameters, asked, shard or Shard())
     stream = _Stream(
         trajectory, parameters, folder, progress or Progress("", "B", quiet=True), stop
     )
     stream.progress.say(
-        f"{len(todo)} parts to compute, {reused} reused from an earlier run of {folder.path}"
+        f"{sum(len(job.measures) for job in todo)} parts to compute, "
+        f"{reused} reused from an earlier run of {folder.path}"
     )
     stream.run(todo)
     computed = sum(len(job.measures) for job in todo)
@@ -123,10 +132,7 @@ class _Stream:
 
     def run(self, todo: Sequence[Job]) -> None:
         """Do all jobs; after an error or a stop, finish the arrays at hand and begin no other."""
-        steps = len(self.trajectory.steps)
-        self.progress.start(
-            sum(self.parameters[job.name].nbytes * (steps - job.start) for job in todo)
-        )
+        self.progress.start(bytes_to_read(todo, self.parameters))
         workers = _workers(jax.default_backend())
         with (
             ThreadPoolExecutor(2 * workers, "read") as readers,
@@ -152,7 +158,7 @@ class _Stream:
 
     def _measure(self, job: Job, readers: Executor) -> None:
         """Stream one array through all steps that its measures lack, and write their parts."""
-        steps = self.trajectory.steps[job.start :]
+        steps = self.trajectory.steps[job.start : job.stop]
         totals: Totals = {
             measure.name: {
                 name: np.full(len(steps), NEUTRAL[rule])
@@ -179,10 +185,8 @@ class _Stream:
         """Yield the statistics of one block at each step to do."""
         device = jax.local_devices()[0]
         kernel = block_statistics(job.measures, device.platform)
-        selected = self.trajectory.steps
-        # A continued run reads the first step and the last one done only to compare with them.
-        earlier = [selected[position] for position in sorted({0, job.start - 1}) if job.start]
-        steps = [*earlier, *selected[job.start :]]
+        positions = (*job.earlier, *range(job.start, job.stop))
+        steps = [self.trajectory.steps[position] for position in positions]
         first = previous = None
         for position, block in enumerate(
             read_through(self.trajectory, job.name, box, steps, readers)
@@ -191,12 +195,12 @@ class _Stream:
             with enable_x64(True):
                 x = jax.device_put(block, device, may_alias=True)
                 first = x if first is None else first
-                if position >= len(earlier):
+                if position >= len(job.earlier):
                     partial = kernel(x, x if previous is None else previous, first)
                     partial = jax.device_get(partial)
             previous = x
+            self.progress.advance(block.nbytes)
             if partial is not None:
-                self.progress.advance(block.nbytes)
                 yield partial
 
     def _note_nonfinite(self, name: str, steps: Sequence[int], counts: np.ndarray | None) -> None:

@@ -13,7 +13,8 @@ import pytest
 from made_trajectory import canonical, t5_arrays, write_trajectory
 
 import saturation
-from saturation import run, stream
+from saturation import plan, run, stream
+from saturation.checkpoints.base import Parameter
 from saturation.errors import MeasureError, ResultsError, Stopped
 from saturation.plan import Shard, assigned
 from saturation.results import status
@@ -168,12 +169,32 @@ def test_shards_write_one_run_together(folder: Path, table: pd.DataFrame, tmp_pa
 
 
 def test_shards_split_the_arrays_and_balance_their_sizes() -> None:
-    arrays = {f"a{i}": {"shape": [10 * i, 3]} for i in range(1, 40)}
+    arrays = {f"a{i}": Parameter((10 * i, 3), np.dtype("float32")) for i in range(1, 40)}
     parts = [assigned(arrays, Shard(index, 4)) for index in range(4)]
     assert sorted(itertools.chain(*parts)) == sorted(arrays)
-    loads = [sum(arrays[name]["shape"][0] for name in part) for part in parts]
+    loads = [sum(arrays[name].shape[0] for name in part) for part in parts]
     assert max(loads) - min(loads) <= 10 * 39
     assert assigned(arrays, Shard(50, 60)) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranges_of_steps_cover_what_is_missing_once(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    positions = sorted(generator.choice(300, 200, replace=False).tolist())
+    for nbytes in (1, plan.PART_BYTES // 20, plan.PART_BYTES):
+        ranges = plan.part_ranges(positions, nbytes)
+        assert list(itertools.chain(*(range(*bounds) for bounds in ranges))) == positions
+        longest = max(plan.PART_BYTES // nbytes, plan.MINIMUM_PART_STEPS)
+        assert max(stop - start for start, stop in ranges) <= longest
+
+
+def test_short_parts_give_the_same_table(
+    folder: Path, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "PART_BYTES", 1)
+    monkeypatch.setattr(plan, "MINIMUM_PART_STEPS", 1)
+    pd.testing.assert_frame_equal(measured(folder, tmp_path / "r"), table)
+    assert len(list((tmp_path / "r").glob("parts/norms/encoder+encoder_norm*"))) == 3
 
 
 def test_a_stopped_run_resumes_and_reuses(
@@ -191,7 +212,7 @@ def test_a_stopped_run_resumes_and_reuses(
     present = status(RunFolder(out)).present["norms"]
     assert present > 0, "the arrays at hand are finished and written"
     outcome = saturation.measure(trajectory, BOTH, out)
-    assert outcome.reused == 2 * present // 3
+    assert outcome.reused == 2 * present // 3  # three steps, two measures a part
     assert outcome.computed + outcome.reused == 2 * len(canonical(folder, 0))
     pd.testing.assert_frame_equal(saturation.load_results(out), table)
     assert saturation.measure(trajectory, BOTH, out).computed == 0
