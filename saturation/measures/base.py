@@ -57,3 +57,30 @@ class WeightMeasure:
     compares_steps: bool = False
     against_first: tuple[str, ...] = ()
     rates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationMeasure:
+    """A measure of activations: taken checkpoint by checkpoint, its statistics add up over sequences.
+
+    Attributes:
+      name: what the command line calls it.
+      definition: one line, the formula.
+      source: the paper, or "ours".
+      statistics: {statistic: how two parts of it combine}, the same for every scope it reports.
+      observe: Forwards -> {scope: {statistic: scalar array}}, traced once for a batch of sequences
+        and jitted with every other measure asked for, so that they share their forward passes. A
+        scope is a layer (`encoder/layers_3`) or a head (`encoder/layers_3/attention/head_5`).
+      metrics: {statistic: float64 (steps,)} of one scope -> {metric: float64 (steps,)}; a metric
+        that has no meaning there is left out.
+    """
+
+    name: str
+    definition: str
+    source: str
+    statistics: Mapping[str, Rule]
+    observe: Callable[[Any], dict[str, dict[str, Any]]]
+    metrics: Callable[[Statistics], dict[str, np.ndarray]]
+
+
+Measure = WeightMeasure | ActivationMeasure
