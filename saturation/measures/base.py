@@ -61,7 +61,7 @@ class WeightMeasure:
 
 @dataclass(frozen=True, eq=False)
 class ActivationMeasure:
-    """A measure of activations: taken checkpoint by checkpoint, its statistics add up over sequences.
+    """A measure of activations: taken a checkpoint at a time; its statistics add over sequences.
 
     Attributes:
       name: what the command line calls it.
