@@ -99,6 +99,8 @@ def draw_steps(parent: Figure | SubFigure, run: RunTable) -> None:
         _draw_scopes(panel, run, metric, log_spaced)
         panel.set_title(caption)
         panel.set_ylabel(label)
+    if _positive(run, "step_norm"):
+        log_values(panels[0, 0])
     panels[1, 0].axhline(0, color=GREY, linewidth=0.8)
     _draw_relative_rate(panels[0, 1], run, log_spaced)
     _draw_budget(panels[1, 1], run, log_spaced)

@@ -160,8 +160,8 @@ def _growth_charts(page: Page, run: RunTable, fits: Fits) -> str:
         ),
     ]
     if len(run.scopes("l2")) > 1:
-        chart = charts.scope_chart(run, "l2", "‖θ‖₂")
-        places.append(page.chart(chart, "Norm of each part", "", wide=True))
+        chart = charts.scope_chart(run, "l2", "‖θ‖₂", logarithmic=True)
+        places.append(page.chart(chart, "Norm of each part", "Logarithmic axis.", wide=True))
     return f'<div class="charts">{"".join(places)}</div>'
 
 
@@ -175,7 +175,12 @@ def _layer_charts(page: Page, run: RunTable) -> str:
 
 def _direction_charts(page: Page, run: RunTable) -> str:
     places = [
-        page.chart(charts.scope_chart(run, metric, label, logarithmic), title, "")
+        page.chart(
+            charts.scope_chart(run, metric, label, logarithmic),
+            title,
+            "",
+            wide=metric == "cosine_to_first",
+        )
         for metric, label, title, logarithmic in (
             ("cosine", "cosine", "Cosine to the checkpoint before", False),
             ("cosine_distance", "1 − cosine", "The same, as distance from 1", True),
@@ -184,14 +189,14 @@ def _direction_charts(page: Page, run: RunTable) -> str:
         if run.scopes(metric)
     ]
     note = _spacing_note(run, "cosine")
-    return f'<h3>Direction</h3>{note}<div class="charts three">{"".join(places)}</div>'
+    return f'<h3>Direction</h3>{note}<div class="charts">{"".join(places)}</div>'
 
 
 def _step_charts(page: Page, run: RunTable) -> str:
     places = [
         page.chart(charts.scope_chart(run, metric, label, logarithmic), title, says)
         for metric, label, title, says, logarithmic in (
-            ("step_norm", "‖δ‖", "How far the parameters moved", "", False),
+            ("step_norm", "‖δ‖", "How far the parameters moved", "", True),
             ("relative_step", "‖δ‖/(‖θ‖(t′ − t))", "Relative step per training step", "", True),
             ("alignment", "cos(δ, θ)", "Did they move outwards?", "1 outwards, 0 across.", False),
         )

@@ -52,7 +52,6 @@ ol.guide li + li { margin-top: 6px; }
 .warning { background: #fff6ed; border: 1px solid #f2cfae; border-radius: 6px; padding: 8px 14px; }
 .charts { display: grid; gap: 16px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); }
-.three { grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
 figure { margin: 0; background: #fff; border: 1px solid var(--line); border-radius: 6px;
   padding: 12px 14px 8px; min-width: 0; }
 figure.wide { grid-column: 1 / -1; }

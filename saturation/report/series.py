@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -79,17 +80,17 @@ class RunTable:
                 "load one run at a time with saturation.load_results."
             )
         self.name = name
-        self._groups = {
-            (str(metric), str(scope)): group.sort_values("step")
-            for metric, measured in table.groupby("metric", observed=True)
-            for scope, group in measured.groupby("scope", observed=True)
-        }
+        self._table = table.sort_values("step", kind="stable")
+        # Positions, not tables: a T5-base run has thousands of series and a report reads dozens.
+        rows = self._table.groupby(["metric", "scope"], observed=True).indices
+        self._rows = cast("dict[tuple[str, str], np.ndarray]", rows)
 
     def series(self, metric: str, scope: str) -> Series | None:
         """Return one metric of one scope, or None where no finite value was measured."""
-        group = self._groups.get((metric, scope))
-        if group is None:
+        rows = self._rows.get((metric, scope))
+        if rows is None:
             return None
+        group = self._table.iloc[rows]
         steps = group["step"].to_numpy(np.int64)
         values = group["value"].to_numpy(np.float64)
         previous = group["previous_step"].to_numpy(np.float64, na_value=np.nan)
@@ -102,16 +103,15 @@ class RunTable:
     @cached_property
     def metrics(self) -> frozenset[str]:
         """The metrics that the table holds."""
-        return frozenset(metric for metric, _ in self._groups)
+        return frozenset(metric for metric, _ in self._rows)
 
     def scopes(self, metric: str) -> tuple[str, ...]:
         """Return the scopes of `MAIN_SCOPES` that have the metric, or else the first of all."""
-        here = [
-            scope
-            for name, scope in self._groups
-            if name == metric and self.series(metric, scope) is not None
-        ]
-        return tuple(scope for scope in MAIN_SCOPES if scope in here) or tuple(here[:1])
+        main = tuple(scope for scope in MAIN_SCOPES if self.series(metric, scope) is not None)
+        if main:
+            return main
+        others = (scope for name, scope in self._rows if name == metric)
+        return tuple(scope for scope in others if self.series(metric, scope) is not None)[:1]
 
     def main_series(self, metric: str) -> tuple[str, Series]:
         """Return the first of `MAIN_SCOPES` that has the metric, and its series.
@@ -133,7 +133,7 @@ class RunTable:
         A layer that stands in no stack (a decoder-only model) is filed under "layers".
         """
         found: dict[str, dict[int, Series]] = {}
-        for name, scope in self._groups:
+        for name, scope in self._rows:
             if name != metric or layer_of(f"{scope}/kernel") != scope:
                 continue
             stack, _, layer = scope.rpartition("/")

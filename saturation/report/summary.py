@@ -112,7 +112,7 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
     title = f"Run {run.name}"
     lines = [title, "=" * len(title)]
     if not run.scopes("l2"):
-        measured = ", ".join(sorted(run.metrics)) or "nothing"
+        measured = _say_metrics(run) or "nothing"
         return "\n".join([*lines, _wrap(f"Measured: {measured}; no finite norm.")])
     scope, series = run.main_series("l2")
     lines += [_wrap(_say_measured(run, series)), "", *_norm_table(run), ""]
@@ -128,14 +128,18 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
 
 
 def _say_measured(run: RunTable, series: Series) -> str:
-    measured = ", ".join(sorted(run.metrics))
     gaps = describe_spacing(pd.Series(series.steps).diff().to_numpy())
     first, last = series.steps[0], series.steps[-1]
     return (
-        f"Measured: {measured}, at {len(series)} checkpoints from step {first:,} to {last:,}, "
-        f"{gaps}."
+        f"Measured: {_say_metrics(run)}, at {len(series)} checkpoints from step {first:,} to "
+        f"{last:,}, {gaps}."
         + (" Cosines, steps and the norm budget depend on that." if "cosine" in run.metrics else "")
     )
+
+
+def _say_metrics(run: RunTable) -> str:
+    """Return the metrics by name, without the rates: those are the same, for one step."""
+    return ", ".join(sorted(name for name in run.metrics if not name.endswith("_per_step")))
 
 
 def _wrap(text: str, first: str = "") -> str:
