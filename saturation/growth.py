@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -29,6 +29,7 @@ BATCH_ELEMENTS = 2_000_000  # points × draws held at once: 16 MB a float64 arra
 POWER_BOUNDS = (1e-3, 5.0)  # p → 0 is the logarithm, and p > 5 no norm's growth
 
 Points = Float[np.ndarray, " points"]
+Numbers = ArrayLike | Sequence[float]  # the second for tuples and ranges, to type checkers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Fit:
     holdout_error: float | None
     n: int
 
-    def predict(self, steps: ArrayLike) -> np.ndarray:
+    def predict(self, steps: Numbers) -> np.ndarray:
         """Return a·g(t) + b at the given steps.
 
         Args:
@@ -93,7 +94,7 @@ class Fit:
         }
 
 
-def fit_growth(steps: ArrayLike, values: ArrayLike, law: str = "power") -> Fit:
+def fit_growth(steps: Numbers, values: Numbers, law: str = "power") -> Fit:
     """Fit one growth law ρ(t) = a·g(t) + b by ordinary least squares.
 
     The free power is fitted by variable projection: for a given p, a and b are linear least
@@ -143,7 +144,7 @@ def fit_growth(steps: ArrayLike, values: ArrayLike, law: str = "power") -> Fit:
     )
 
 
-def fit_all(steps: ArrayLike, values: ArrayLike) -> dict[str, Fit]:
+def fit_all(steps: Numbers, values: Numbers) -> dict[str, Fit]:
     """Fit every law of `LAWS` to one series; arguments and errors as `fit_growth`."""
     return {law: fit_growth(steps, values, law) for law in LAWS}
 
@@ -161,7 +162,7 @@ def describe(fit: Fit) -> str:
     return f"ρ = {fit.a:.4g}·{g} {sign} {abs(fit.b):.4g}"
 
 
-def _check_series(steps: ArrayLike, values: ArrayLike) -> tuple[Points, Points]:
+def _check_series(steps: Numbers, values: Numbers) -> tuple[Points, Points]:
     """Return steps and values as float64 vectors, or say which of the two cannot be fitted."""
     try:
         t, rho = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)

@@ -114,7 +114,7 @@ def budget_chart(run: RunTable) -> go.Figure | None:
         (tangential, "tangential (across θ)", BLUE, "dashdot"),
         (radial + tangential, "both", BLACK, "solid"),
     ):
-        _add(chart, series.steps, values, name, colour, dash=dash)
+        _add(chart, series.steps, values, name, colour, mode="lines+markers", dash=dash)
     _choose_step_axis(chart, series)
     return chart
 

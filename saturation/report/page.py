@@ -312,4 +312,4 @@ def _glossary() -> str:
 def _markup(text: str) -> str:
     """Return escaped text with t^0.56 and θ_t set as superscript and subscript."""
     text = re.sub(r"\^([\w.]+)", r"<sup>\1</sup>", escape(text))
-    return re.sub(r"([θΣ‖])_(\w+′?)", r"\1<sub>\2</sub>", text)
+    return re.sub(r"([θΣ‖]|min)_(\w+′?)", r"\1<sub>\2</sub>", text)
