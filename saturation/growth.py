@@ -29,7 +29,7 @@ BATCH_ELEMENTS = 2_000_000  # points × draws held at once: 16 MB a float64 arra
 POWER_BOUNDS = (1e-3, 5.0)  # p → 0 is the logarithm, and p > 5 no norm's growth
 
 Points = Float[np.ndarray, " points"]
-Numbers = ArrayLike | Sequence[float]  # the second for tuples and ranges, to type checkers
+Numbers = ArrayLike | Sequence[float | int]  # the second for tuples and ranges, as beartype checks
 
 
 @dataclasses.dataclass(frozen=True)
