@@ -83,6 +83,39 @@ def measure_trajectory(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be read, and read nothing.")
     ] = False,
+    tokens: Annotated[
+        str,
+        typer.Option(
+            "--tokens",
+            metavar="FILE",
+            help="For measures of activations: a text file, a .jsonl of token ids, or builtin.",
+        ),
+    ] = "builtin",
+    vocabulary: Annotated[
+        str, typer.Option("--vocabulary", help="bytes, or a sentencepiece model's file.")
+    ] = "bytes",
+    sequences: Annotated[
+        int, typer.Option("--sequences", min=1, help="How many sequences to run.")
+    ] = 32,
+    length: Annotated[int, typer.Option("--length", min=2, help="Tokens of a sequence.")] = 128,
+    decoder_input: Annotated[
+        str,
+        typer.Option(
+            "--decoder-input", help="shifted: the text behind a 0; same: unshifted, as published."
+        ),
+    ] = "shifted",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")
+    ] = 8,
+    scale: Annotated[
+        float, typer.Option("--scale", help="The finite c of f(x; cθ), beside the limits.")
+    ] = 1000.0,
+    terms: Annotated[
+        int, typer.Option("--terms", min=1, help="Terms of the series of the parameter limit.")
+    ] = 4,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Allow the device's default matmul precision.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a trajectory into a run folder; a run that was stopped goes on where it was."""
@@ -100,10 +133,17 @@ def measure_trajectory(
         _print(work if as_json else planned_text(work))
         return
 
+    from saturation.batches import read_tokens
+    from saturation.measures import needs_tokens
     from saturation.run import measure
+    from saturation.run_activations import ActivationSettings
 
+    settings = None
+    if needs_tokens(names):
+        batch = read_tokens(tokens, vocabulary, sequences, length, decoder_input)
+        settings = ActivationSettings(batch, batch_size, scale, terms, fast)
     with stop_requested() as stop, _progress("Measuring", "B", quiet=as_json) as progress:
-        outcome = measure(opened, names, out, part, common_arrays, progress, stop)
+        outcome = measure(opened, names, out, part, common_arrays, settings, progress, stop)
     _print(outcome.to_json() if as_json else measured_text(outcome, out))
     outcome.refuse_nonfinite(out)
 
@@ -112,7 +152,7 @@ def measure_trajectory(
 def show_status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Say what of a run is there and what is missing."""
     from saturation.listing import status_text
-    from saturation.results import status
+    from saturation.parts import status
     from saturation.runfolder import RunFolder
 
     found = status(RunFolder(run))
@@ -146,15 +186,22 @@ def fit_growth_laws(
 @app.command("report")
 def write_report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Measured runs.")],
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE.html", help="An interactive page that works offline."),
+    ] = None,
     figures: Annotated[
-        str, typer.Option("--figures", metavar="DIR", help="Folder for PNG, PDF and summary.txt.")
-    ],
+        str | None,
+        typer.Option("--figures", metavar="DIR", help="Folder for PNG, PDF and summary.txt."),
+    ] = None,
     partial: PartialOption = False,
 ) -> None:
-    """Draw the figures of one or several runs, and write a short text that says what they show."""
+    """Draw the figures of one or several runs, and write a text or a page that explains them."""
     from saturation.experiment import report
 
-    for path in report(runs, figures, partial=partial):
+    if out is None and figures is None:
+        raise typer.BadParameter("give --out FILE.html, --figures DIR, or both")
+    for path in report(runs, figures=figures, page=out, partial=partial):
         typer.echo(path)
 
 
@@ -189,15 +236,17 @@ def run_experiment_file(
 def export_run(
     run: RunArgument,
     kind: Annotated[str, typer.Option("--format", help="csv, parquet or tensorboard.")],
-    path: Annotated[str, typer.Option("--path", help="File (tensorboard: folder) to write.")],
+    out: Annotated[
+        str, typer.Option("--out", metavar="PATH", help="File (tensorboard: folder) to write.")
+    ],
     partial: PartialOption = False,
 ) -> None:
     """Write a run's table for another tool."""
     from saturation.report.export import export
     from saturation.results import load_results
 
-    export(load_results(run, partial=partial), kind, path)
-    typer.echo(f"Wrote {path}.")
+    export(load_results(run, partial=partial), kind, out)
+    typer.echo(f"Wrote {out}.")
 
 
 def main() -> None:

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from saturation.parts import describe
 from saturation.progress import Progress
 from saturation.results import load_results
+from saturation.runfolder import RunFolder
 from saturation.signals import stop_requested
 
 if TYPE_CHECKING:
@@ -35,22 +37,55 @@ def run_experiment(config: ExperimentConfig) -> str:
     with stop_requested() as stop, Progress("Measuring", "B") as progress:
         outcome = measure(trajectory, config.measures, config.out, progress=progress, stop=stop)
     outcome.refuse_nonfinite(config.out)
-    paths = report([config.out], config.report)
+    paths = report([config.out], figures=config.report)
     summary = next(path for path in paths if path.suffix == ".txt")
     return f"{summary.read_text(encoding='utf-8')}\nFigures: {paths[0].parent}"
 
 
-def report(runs: Sequence[str], directory: str, partial: bool = False) -> list[Path]:
-    """Draw the figures of measured runs and write `summary.txt` beside them; return the paths.
+def report(
+    runs: Sequence[str],
+    figures: str | None = None,
+    page: str | None = None,
+    partial: bool = False,
+) -> list[Path]:
+    """Draw the figures of measured runs with a `summary.txt`, or a page of them, or both.
+
+    Args:
+      runs: folders or URLs of runs.
+      figures: folder for PNG, PDF and text.
+      page: HTML file.
+      partial: take incomplete runs as they are.
+
+    Returns:
+      The paths written.
 
     Raises:
-      ResultsError: a run is missing or incomplete, or the directory cannot be written.
+      ResultsError: a run is missing or incomplete, or a path cannot be written.
     """
-    from saturation.report import fit_tables, write_figures, write_summary
+    from saturation.report import fit_tables, write_figures, write_page, write_summary
 
-    tables = {run: load_results(run, partial=partial) for run in runs}
+    names = short_names(runs)
+    tables = {names[run]: load_results(run, partial=partial) for run in runs}
     fits = fit_tables(tables)
-    written = write_figures(tables, fits, directory)
-    summary = Path(directory) / "summary.txt"
-    write_summary(tables, fits, summary)
-    return [*written, summary]
+    written = []
+    if figures is not None:
+        written += write_figures(tables, fits, figures)
+        written.append(write_summary(tables, fits, Path(figures) / "summary.txt"))
+    if page is not None:
+        facts = {names[run]: describe(RunFolder(run)) for run in runs}
+        written.append(write_page(tables, fits, page, facts))
+    return written
+
+
+def short_names(runs: Sequence[str]) -> dict[str, str]:
+    """Return {run: the last folders of its path, as many as tell the runs apart}.
+
+    >>> short_names(["/a/x/results", "/a/y/results"])
+    {'/a/x/results': 'x/results', '/a/y/results': 'y/results'}
+    """
+    parts = {run: run.rstrip("/").split("/") for run in runs}
+    for depth in range(1, max(map(len, parts.values())) + 1):
+        names = {run: "/".join(path[-depth:]) for run, path in parts.items()}
+        if len(set(names.values())) == len(names):
+            break
+    return names

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saturation.errors import ResultsError
-from saturation.results import Status, load_results
+from saturation.measures.base import ActivationMeasure, Measure
+from saturation.parts import Status
+from saturation.results import load_results
 
 if TYPE_CHECKING:
     from saturation.growth import Fit
@@ -77,10 +79,16 @@ def describe_measures() -> dict[str, Any]:
         name: {
             "definition": measure.definition,
             "source": measure.source,
-            "needs": "weights of neighbouring checkpoints" if measure.compares_steps else "weights",
+            "needs": _needs(measure),
         }
         for name, measure in MEASURES.items()
     }
+
+
+def _needs(measure: Measure) -> str:
+    if isinstance(measure, ActivationMeasure):
+        return "a T5 and tokens to run it on"
+    return "weights of neighbouring checkpoints" if measure.compares_steps else "weights"
 
 
 def measures_text(described: Mapping[str, Any]) -> str:
@@ -112,7 +120,7 @@ def status_text(run: str, found: Status) -> str:
     """Return what `status` prints: a measure a line, and what is missing."""
     lines = [run]
     for measure, expected in found.expected.items():
-        lines.append(f"  {measure:<12}{found.present[measure]} of {expected} (array, step) pairs")
+        lines.append(f"  {measure:<12}{found.present[measure]} of {expected} parts of the table")
         missing = found.missing[measure]
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""

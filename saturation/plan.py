@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import saturation
 from saturation.errors import MeasureError, ResultsError
 from saturation.measures import find_measures
-from saturation.measures.base import WeightMeasure
-from saturation.results import missing_positions
+from saturation.measures.base import ActivationMeasure, Measure, WeightMeasure
+from saturation.parts import ACTIVATIONS, missing_positions
 from saturation.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from saturation.trajectory import Trajectory
 
 
-PART_BYTES = 4 * 2**30
+PART_BYTES = 2**30
 MINIMUM_PART_STEPS = 16
 
 
@@ -129,7 +129,7 @@ def identity(checkpoint: Checkpoint) -> str:
 
 
 def describe_run(
-    trajectory: Trajectory, measures: Sequence[WeightMeasure], parameters: dict[str, Parameter]
+    trajectory: Trajectory, measures: Sequence[Measure], parameters: dict[str, Parameter]
 ) -> dict[str, Any]:
     """Return `run.json`: what is measured, of what, by which code, on which device."""
     steps = trajectory.steps
@@ -187,7 +187,15 @@ def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -
             f"{folder.path} was measured over {len(found['arrays'])} arrays, and this command asks "
             f"for {len(asked['arrays'])}; choose another --out, or the same --common-arrays."
         )
+    if found.get("activations", asked.get("activations")) != asked.get(
+        "activations", found.get("activations")
+    ):
+        raise ResultsError(
+            f"{folder.path} was measured on other tokens or settings ({found['activations']}) than "
+            f"this command's ({asked['activations']}); choose another --out, or the same ones."
+        )
     joined = {
+        **asked,
         **found,
         "steps": max(have, want, key=len),
         "identity": {**asked["identity"], **found["identity"]},
@@ -238,11 +246,32 @@ def jobs(
     return todo, reused
 
 
+def activation_steps(
+    folder: RunFolder,
+    steps: Sequence[int],
+    measures: Sequence[ActivationMeasure],
+    shard: Shard,
+) -> tuple[dict[int, tuple[ActivationMeasure, ...]], int]:
+    """Return {step: measures it lacks} of this shard's steps, and how many parts it has."""
+    parts = folder.parts()
+    todo: dict[int, tuple[ActivationMeasure, ...]] = {}
+    mine = steps[shard.index :: shard.count]
+    for step in mine:
+        lacking = tuple(
+            measure
+            for measure in measures
+            if missing_positions([step], parts.get((measure.name, ACTIVATIONS), []))
+        )
+        if lacking:
+            todo[step] = lacking
+    return todo, len(mine) * len(measures) - sum(map(len, todo.values()))
+
+
 def part_ranges(positions: Sequence[int], nbytes: int) -> list[tuple[int, int]]:
     """Return [start, stop) ranges that cover ascending positions and no other.
 
-    A range ends where positions skip, and after about 4 GB of reading: what a kill can lose. It has
-    at least 16 steps before that, because the next one reads up to two steps again.
+    A range ends where positions skip, and after 1 GB of reading: what a kill can lose. It has at
+    least 16 steps before that, because the next one reads up to two steps again.
     """
     longest = max(PART_BYTES // max(nbytes, 1), MINIMUM_PART_STEPS)
     ranges: list[list[int]] = []
@@ -267,14 +296,18 @@ def planned_work(
       MeasureError: an unknown measure, or checkpoints that differ.
     """
     parameters = shared_parameters(trajectory, common_arrays)
-    asked = find_measures(tuple(measures))
-    todo, reused = jobs(RunFolder(out), trajectory.steps, parameters, asked, shard)
+    asked, folder = find_measures(tuple(measures)), RunFolder(out)
+    weights = [measure for measure in asked if isinstance(measure, WeightMeasure)]
+    activated = [measure for measure in asked if isinstance(measure, ActivationMeasure)]
+    todo, reused = jobs(folder, trajectory.steps, parameters, weights, shard)
+    steps, reused_steps = activation_steps(folder, trajectory.steps, activated, shard)
+    whole = sum(parameter.nbytes for parameter in parameters.values())
     return {
-        "arrays": len({job.name for job in todo}),
+        "arrays": len({job.name for job in todo}) if not steps else len(parameters),
         "steps": len(trajectory.steps),
-        "bytes": bytes_to_read(todo, parameters),
-        "parts": sum(len(job.measures) for job in todo),
-        "reused": reused,
+        "bytes": bytes_to_read(todo, parameters) + whole * len(steps),
+        "parts": sum(len(job.measures) for job in todo) + sum(map(len, steps.values())),
+        "reused": reused + reused_steps,
     }
 
 

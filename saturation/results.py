@@ -6,9 +6,7 @@ and `previous_step` (Int64, empty for a measure of one checkpoint).
 
 from __future__ import annotations
 
-import dataclasses
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,37 +14,15 @@ import numpy as np
 
 from saturation.errors import ResultsError
 from saturation.measures import find_measures
-from saturation.measures.base import ArrayInfo, WeightMeasure
-from saturation.runfolder import RunFolder, part_name
+from saturation.measures.base import ActivationMeasure, ArrayInfo, Measure, WeightMeasure
+from saturation.parts import ACTIVATIONS, Status, describe, read_part, status
+from saturation.runfolder import RunFolder
 from saturation.scopes import is_kernel, scopes
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("step", "measure", "metric", "scope", "value", "previous_step")
-
-
-@dataclass(frozen=True)
-class Status:
-    """How much of a run is there.
-
-    Attributes:
-      present, expected: {measure: number of (array, step) pairs}.
-      missing: {measure: names of the arrays that lack some step}.
-    """
-
-    present: dict[str, int]
-    expected: dict[str, int]
-    missing: dict[str, list[str]]
-
-    def to_json(self) -> dict[str, object]:
-        """Return the fields as JSON holds them, and `complete`."""
-        return {**dataclasses.asdict(self), "complete": self.complete}
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing that was asked for is missing."""
-        return not any(self.missing.values())
 
 
 def load_results(run: str | Any, partial: bool = False) -> pd.DataFrame:
@@ -66,110 +42,73 @@ def load_results(run: str | Any, partial: bool = False) -> pd.DataFrame:
     found = status(folder)
     if not (found.complete or partial):
         raise ResultsError(_incomplete(folder.path, found))
-    frames = [
-        _measure_table(folder, described, measure)
-        for measure in find_measures(described["measures"])
-    ]
-    return pd.concat(frames, ignore_index=True)
-
-
-def describe(folder: RunFolder) -> dict[str, Any]:
-    """Return what `run.json` says.
-
-    Raises:
-      ResultsError: there is none.
-    """
-    described = folder.description()
-    if described is None:
-        raise ResultsError(
-            f"{folder.path} holds no run: there is no run.json. "
-            "Write one with `saturation measure TRAJECTORY --measures norms --out RUN`."
-        )
-    return described
-
-
-def status(folder: RunFolder) -> Status:
-    """Return what of a run is there and what is missing."""
-    described = describe(folder)
-    steps, parts = described["steps"], folder.parts()
-    present, expected, missing = {}, {}, {}
+    tables = []
     for measure in find_measures(described["measures"]):
-        counts = {
-            name: len(steps) - len(missing_positions(steps, parts.get((measure.name, name), [])))
-            for name in described["arrays"]
-        }
-        present[measure.name] = sum(counts.values())
-        expected[measure.name] = len(steps) * len(counts)
-        missing[measure.name] = [name for name, count in counts.items() if count < len(steps)]
-    return Status(present, expected, missing)
+        if isinstance(measure, ActivationMeasure):
+            series = _activation_series(folder, described, measure)
+        else:
+            series = _weight_series(folder, described, measure)
+        tables.append(_long_table(measure, described["steps"], list(series)))
+    return pd.concat(tables, ignore_index=True)
 
 
-def missing_positions(steps: Sequence[int], ranges: Sequence[tuple[int, int]]) -> list[int]:
-    """Return the positions of the steps that lie in no range (first step, last step)."""
-    return [
-        position
-        for position, step in enumerate(steps)
-        if not any(start <= step <= stop for start, stop in ranges)
-    ]
+@dataclass(frozen=True)
+class _Series:
+    """One metric of one scope: float64 (steps,), and the steps at which it is there."""
+
+    metric: str
+    scope: str
+    values: np.ndarray
+    kept: np.ndarray
 
 
-def write_part(
-    folder: RunFolder,
-    measure: str,
-    array: str,
-    steps: Sequence[int],
-    statistics: dict[str, np.ndarray],
-) -> None:
-    """Write one array's statistics at consecutive selected steps, {statistic: float64 (steps,)}."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = {"step": np.asarray(steps, np.int64), **statistics}
-    table = pa.table(columns, metadata={"measure": measure, "array": array})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    folder.write(part_name(measure, array, steps[0], steps[-1]), buffer.getvalue())
-
-
-def _read_part(folder: RunFolder, name: str) -> dict[str, np.ndarray]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    content = folder.read(name)
-    if content is None:
-        raise ResultsError(f"{folder.path}/{name} vanished while the run was read; try again.")
-    try:
-        table = pq.read_table(io.BytesIO(content))
-    except (pa.ArrowException, OSError) as error:
-        raise ResultsError(
-            f"{folder.path}/{name} is damaged ({error}); delete it and run `saturation measure` "
-            "again, which computes only that part."
-        ) from error
-    return {column: table[column].to_numpy() for column in table.column_names}
+def _weight_series(
+    folder: RunFolder, described: Mapping[str, Any], measure: WeightMeasure
+) -> Iterable[_Series]:
+    """Yield every metric of every scope, from the statistics of the arrays in it."""
+    steps = np.array(described["steps"], np.int64)
+    spacing = np.diff(steps, prepend=steps[0] - 1)  # the first step is compared with nothing
+    names = list(described["arrays"])
+    statistics, present = _weight_statistics(folder, described, measure)
+    info = array_info(described["arrays"])
+    row_of = {name: row for row, name in enumerate(names)}
+    for scope, members in scopes(names).items():
+        rows = np.array([row_of[name] for name in members])
+        metrics = measure.metrics(
+            {name: values[rows] for name, values in statistics.items()},
+            ArrayInfo(info.size[rows], info.rank[rows], info.fan_in[rows]),
+        )
+        for metric in measure.rates:
+            metrics[f"{metric}_per_step"] = metrics[metric] / spacing
+        kept = np.all(present[rows], axis=0)
+        if measure.compares_steps:
+            kept[0] = False
+        for metric, values in metrics.items():
+            yield _Series(metric, scope, values, kept)
 
 
-def _statistics(
-    folder: RunFolder, described: dict[str, Any], measure: WeightMeasure
-) -> dict[str, np.ndarray]:
-    """Return {statistic: float64 (arrays, steps)}, NaN where no part is, and `present` (bool)."""
-    steps, names = described["steps"], list(described["arrays"])
-    column_of = {step: column for column, step in enumerate(steps)}
-    shape = (len(names), len(steps))
-    values = {name: np.full(shape, np.nan) for name in measure.statistics}
-    values["present"] = np.zeros(shape, bool)
+def _weight_statistics(
+    folder: RunFolder, described: Mapping[str, Any], measure: WeightMeasure
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return {statistic: float64 (arrays, steps)} and where it is present, bool (arrays, steps)."""
+    column_of = {step: column for column, step in enumerate(described["steps"])}
+    names = list(described["arrays"])
+    shape = (len(names), len(column_of))
+    statistics = {name: np.full(shape, np.nan) for name in measure.statistics}
+    present = np.zeros(shape, bool)
     parts = folder.parts()
     for row, name in enumerate(names):
-        for start, stop in parts.get((measure.name, name), []):
-            part = _read_part(folder, part_name(measure.name, name, start, stop))
+        for span in parts.get((measure.name, name), []):
+            part = read_part(folder, measure.name, name, span)
             kept = [index for index, step in enumerate(part["step"]) if int(step) in column_of]
             columns = [column_of[int(part["step"][index])] for index in kept]
-            values["present"][row, columns] = True
+            present[row, columns] = True
             for statistic in measure.statistics:
-                values[statistic][row, columns] = part[statistic][kept]
-    return values
+                statistics[statistic][row, columns] = part[statistic][kept]
+    return statistics, present
 
 
-def array_info(arrays: dict[str, dict[str, Any]]) -> ArrayInfo:
+def array_info(arrays: Mapping[str, Mapping[str, Any]]) -> ArrayInfo:
     """Return sizes, ranks and fans-in, each (arrays, 1), from `arrays` in `run.json`."""
 
     def column(values: Iterable[float]) -> np.ndarray:
@@ -185,61 +124,59 @@ def array_info(arrays: dict[str, dict[str, Any]]) -> ArrayInfo:
     )
 
 
-def _measure_table(
-    folder: RunFolder, described: dict[str, Any], measure: WeightMeasure
-) -> pd.DataFrame:
+def _activation_series(
+    folder: RunFolder, described: Mapping[str, Any], measure: ActivationMeasure
+) -> Iterable[_Series]:
+    """Yield every metric of every layer and head that the parts of the steps report."""
+    steps = described["steps"]
+    spans = folder.parts().get((measure.name, ACTIVATIONS), [])
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for span in spans:
+        if span[0] not in steps:
+            continue
+        column = steps.index(span[0])
+        part = read_part(folder, measure.name, ACTIVATIONS, span)
+        for row, scope in enumerate(part["scope"]):
+            statistics = found.setdefault(
+                scope, {name: np.full(len(steps), np.nan) for name in measure.statistics}
+            )
+            for name in measure.statistics:
+                statistics[name][column] = part[name][row]
+    kept = np.isin(steps, [start for start, _ in spans])
+    for scope, statistics in found.items():
+        for metric, values in measure.metrics(statistics).items():
+            yield _Series(metric, scope, values, kept)
+
+
+def _long_table(measure: Measure, steps: list[int], series: list[_Series]) -> pd.DataFrame:
+    """Stack series into rows ordered by metric, scope and step."""
     import pandas as pd
 
-    steps = np.array(described["steps"], np.int64)
-    spacing = np.diff(steps, prepend=steps[0] - 1)  # the first step is compared with nothing
-    statistics = _statistics(folder, described, measure)
-    present = statistics.pop("present")
-    info = array_info(described["arrays"])
-    row_of = {name: row for row, name in enumerate(described["arrays"])}
-    frames = []
-    for scope, members in scopes(row_of).items():
-        rows = np.array([row_of[name] for name in members])
-        metrics = measure.metrics(
-            {name: values[rows] for name, values in statistics.items()},
-            ArrayInfo(info.size[rows], info.rank[rows], info.fan_in[rows]),
-        )
-        kept = np.all(present[rows], axis=0)
-        if measure.compares_steps:
-            kept[0] = False
-        for metric in measure.rates:
-            metrics[f"{metric}_per_step"] = metrics[metric] / spacing
-        for metric, values in metrics.items():
-            frames.append((metric, scope, kept, values))
-    return _long_table(pd, measure, steps, frames)
+    order = {metric: n for n, metric in enumerate(dict.fromkeys(s.metric for s in series))}
+    series = sorted(series, key=lambda one: order[one.metric])
+    at = np.array(steps, np.int64)
+    counts = [int(one.kept.sum()) for one in series]
 
+    def stack(columns: Iterable[np.ndarray], dtype: type) -> np.ndarray:
+        return np.concatenate([np.empty(0, dtype), *columns]).astype(dtype)
 
-def _long_table(
-    pd: Any,
-    measure: WeightMeasure,
-    steps: np.ndarray,
-    frames: list[tuple[str, str, np.ndarray, np.ndarray]],
-) -> pd.DataFrame:
-    """Stack (metric, scope, kept steps, values) into rows ordered by metric, scope and step."""
-    metrics = list(dict.fromkeys(metric for metric, *_ in frames))
-    frames = sorted(frames, key=lambda frame: metrics.index(frame[0]))
-    previous = np.concatenate([steps[:1], steps[:-1]])
-    counts = [int(kept.sum()) for _, _, kept, _ in frames]
     table = pd.DataFrame(
         {
-            "step": np.concatenate([steps[kept] for _, _, kept, _ in frames]),
+            "step": stack((at[one.kept] for one in series), np.int64),
             "measure": measure.name,
-            "metric": np.repeat([metric for metric, *_ in frames], counts),
-            "scope": np.repeat([scope for _, scope, *_ in frames], counts),
-            "value": np.concatenate([values[kept] for _, _, kept, values in frames]),
+            "metric": np.repeat([one.metric for one in series], counts),
+            "scope": np.repeat([one.scope for one in series], counts),
+            "value": stack((one.values[one.kept] for one in series), np.float64),
+            "previous_step": pd.array([pd.NA] * sum(counts), dtype="Int64"),
         }
     )
-    compared = [
-        np.full(count, steps[0]) if metric in measure.against_first else previous[kept]
-        for (metric, _, kept, _), count in zip(frames, counts, strict=True)
-    ]
-    earlier = pd.Series(np.concatenate(compared), dtype="Int64")
-    table["previous_step"] = earlier if measure.compares_steps else earlier.mask(earlier.notna())
-    return table[list(COLUMNS)]
+    if isinstance(measure, WeightMeasure) and measure.compares_steps:
+        previous = np.concatenate([at[:1], at[:-1]])
+        first = np.full_like(at, at[0])
+        compared = (first if s.metric in measure.against_first else previous for s in series)
+        kept = (steps[one.kept] for steps, one in zip(compared, series, strict=True))
+        table["previous_step"] = pd.array(stack(kept, np.int64), dtype="Int64")
+    return table.reindex(columns=list(COLUMNS))
 
 
 def _incomplete(path: str, found: Status) -> str:
@@ -247,6 +184,6 @@ def _incomplete(path: str, found: Status) -> str:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return (
         f"The run in {path} is incomplete: {measure} has {found.present[measure]} of "
-        f"{found.expected[measure]} (array, step) pairs; missing steps of {shown}. Run the same "
-        "`saturation measure` again to compute what is missing, or read it as it is with --partial."
+        f"{found.expected[measure]} parts of its table; missing are (steps of) {shown}. Run the "
+        "same `saturation measure` again to compute them, or read it as it is with --partial."
     )

@@ -1,45 +1,35 @@
-"""The one driver: measures a trajectory into a run folder, array by array through all steps.
+"""The one driver: measures a trajectory into a run folder, as far as it is missing there.
 
-Each array is read at the first selected step, then at the next, and so on; only the previous step's
-values (and the first's) are kept. So every byte is read once, each pair of neighbours meets in
-memory, and memory is a few blocks of 32 MB, whatever the size of the model or the number of steps.
+Measures of weights go array by array through all steps (`run_weights`), measures of activations
+checkpoint by checkpoint (`run_activations`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import jax
-import numpy as np
-
-from saturation.errors import MeasureError, Stopped
+from saturation.errors import MeasureError
 from saturation.measures import find_measures
-from saturation.measures.reduce import NEUTRAL, block_statistics, combine, enable_x64
+from saturation.measures.base import ActivationMeasure, WeightMeasure
 from saturation.plan import (
-    Job,
     Shard,
-    bytes_to_read,
+    activation_steps,
     describe_run,
     jobs,
     join_run,
     shared_parameters,
 )
 from saturation.progress import Progress
-from saturation.results import write_part
+from saturation.run_activations import ActivationSettings, measure_activations
+from saturation.run_weights import WeightStream
 from saturation.runfolder import RunFolder
-from saturation.stream import blocks, read_through
 
 if TYPE_CHECKING:
-    from saturation.checkpoints.base import Box, Parameter
     from saturation.trajectory import Trajectory
-
-Totals = dict[str, dict[str, np.ndarray]]  # {measure: {statistic: float64 (steps,)}}
 
 
 @dataclass(frozen=True)
@@ -77,140 +67,52 @@ def measure(
     out: str,
     shard: Shard | None = None,
     common_arrays: bool = False,
+    activations: ActivationSettings | None = None,
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> Outcome:
-    """Measure the weights of a trajectory into the run folder `out`, as far as it is missing there.
+    """Measure a trajectory into the run folder `out`, computing only what is missing there.
 
     Args:
       trajectory: what `open_trajectory` returns; its selected steps are measured.
       measures: names from `saturation.measures.MEASURES`.
       out: a folder or a URL; several shards and a restarted run share it.
-      shard: the part of the arrays to do; all of them by default.
+      shard: the part of the work to do, by arrays for weights and by steps for activations; all
+        of it by default.
       common_arrays: where checkpoints differ, measure the arrays they share.
+      activations: the tokens that measures of activations are taken on, and how; by default those
+        of `ActivationSettings()`.
       progress: shows the bytes read.
-      stop: when set, the arrays at hand are finished and written, and `Stopped` is raised.
+      stop: when set, the arrays or the step at hand are finished and written, and `Stopped` raised.
 
     Raises:
-      MeasureError: an unknown measure, or checkpoints that differ.
+      MeasureError: an unknown measure, checkpoints that differ, or no T5 where one must run.
       ResultsError: `out` cannot be written, or holds another run.
       CheckpointFormatError: a checkpoint is damaged; what was written before is intact.
       Stopped: `stop` was set before everything was done.
     """
     asked = find_measures(tuple(measures))
-    folder = RunFolder(out)
+    weights = [one for one in asked if isinstance(one, WeightMeasure)]
+    activated = [one for one in asked if isinstance(one, ActivationMeasure)]
+    settings = (activations or ActivationSettings()) if activated else None
+    folder, shard = RunFolder(out), shard or Shard()
+    progress, stop = progress or Progress("", "B", quiet=True), stop or threading.Event()
     parameters = shared_parameters(trajectory, common_arrays)
-    join_run(folder, describe_run(trajectory, asked, parameters), trajectory)
-    todo, reused = jobs(folder, trajectory.steps, parameters, asked, shard or Shard())
-    stream = _Stream(
-        trajectory, parameters, folder, progress or Progress("", "B", quiet=True), stop
+    described = describe_run(trajectory, asked, parameters)
+    if settings is not None:
+        described["activations"] = settings.describe()
+    join_run(folder, described, trajectory)
+
+    todo, reused = jobs(folder, trajectory.steps, parameters, weights, shard)
+    steps, reused_steps = activation_steps(folder, trajectory.steps, activated, shard)
+    computed = sum(len(job.measures) for job in todo) + sum(map(len, steps.values()))
+    reused += reused_steps
+    progress.say(
+        f"{computed} parts to compute, {reused} reused from an earlier run of {folder.path}"
     )
-    stream.progress.say(
-        f"{sum(len(job.measures) for job in todo)} parts to compute, "
-        f"{reused} reused from an earlier run of {folder.path}"
-    )
-    stream.run(todo)
-    computed = sum(len(job.measures) for job in todo)
+    stream = WeightStream(trajectory, parameters, folder, progress, stop)
+    if todo:
+        stream.run(todo)
+    if steps and settings is not None:
+        measure_activations(trajectory, steps, settings, folder, progress, stop)
     return Outcome(computed, reused, tuple(sorted(stream.nonfinite)))
-
-
-class _Stream:
-    """Streams jobs through the device, an array to a worker thread, and writes a part for each."""
-
-    def __init__(
-        self,
-        trajectory: Trajectory,
-        parameters: dict[str, Parameter],
-        folder: RunFolder,
-        progress: Progress,
-        stop: threading.Event | None,
-    ) -> None:
-        self.trajectory, self.parameters, self.folder = trajectory, parameters, folder
-        self.progress, self.stop = progress, stop or threading.Event()
-        self.nonfinite: list[tuple[int, str, int]] = []
-        self._failed = threading.Event()
-
-    def run(self, todo: Sequence[Job]) -> None:
-        """Do all jobs; after an error or a stop, finish the arrays at hand and begin no other."""
-        self.progress.start(bytes_to_read(todo, self.parameters))
-        workers = _workers(jax.default_backend())
-        with (
-            ThreadPoolExecutor(2 * workers, "read") as readers,
-            ThreadPoolExecutor(workers, "measure") as pool,
-        ):
-            finished = [pool.submit(self._unless_halted, job, readers) for job in todo]
-        completed = [future.result() for future in finished]  # raises the first error there was
-        if not all(completed):
-            raise Stopped(
-                f"Stopped by a signal. What was finished is in {self.folder.path}; "
-                "run the same command again to compute the rest."
-            )
-
-    def _unless_halted(self, job: Job, readers: Executor) -> bool:
-        if self.stop.is_set() or self._failed.is_set():
-            return False
-        try:
-            self._measure(job, readers)
-        except BaseException:
-            self._failed.set()
-            raise
-        return True
-
-    def _measure(self, job: Job, readers: Executor) -> None:
-        """Stream one array through all steps that its measures lack, and write their parts."""
-        steps = self.trajectory.steps[job.start : job.stop]
-        totals: Totals = {
-            measure.name: {
-                name: np.full(len(steps), NEUTRAL[rule])
-                for name, rule in measure.statistics.items()
-            }
-            for measure in job.measures
-        }
-        parameter = self.parameters[job.name]
-        axis = self.trajectory[steps[0]].block_axis(job.name)
-        for box in blocks(parameter.shape, parameter.dtype.itemsize, axis):
-            for position, partial in enumerate(self._block(job, box, readers)):
-                for measure in job.measures:
-                    for name, rule in measure.statistics.items():
-                        values = totals[measure.name][name]
-                        parts = np.append(partial[measure.name][name], values[position])
-                        values[position] = combine(rule, parts)
-        for measure in job.measures:
-            write_part(self.folder, measure.name, job.name, steps, totals[measure.name])
-            self._note_nonfinite(job.name, steps, totals[measure.name].get("nonfinite"))
-
-    def _block(
-        self, job: Job, box: Box, readers: Executor
-    ) -> Iterator[dict[str, dict[str, np.ndarray]]]:
-        """Yield the statistics of one block at each step to do."""
-        device = jax.local_devices()[0]
-        kernel = block_statistics(job.measures, device.platform)
-        positions = (*job.earlier, *range(job.start, job.stop))
-        steps = [self.trajectory.steps[position] for position in positions]
-        first = previous = None
-        for position, block in enumerate(
-            read_through(self.trajectory, job.name, box, steps, readers)
-        ):
-            partial = None
-            with enable_x64(True):
-                x = jax.device_put(block, device, may_alias=True)
-                first = x if first is None else first
-                if position >= len(job.earlier):
-                    partial = kernel(x, x if previous is None else previous, first)
-                    partial = jax.device_get(partial)
-            previous = x
-            self.progress.advance(block.nbytes)
-            if partial is not None:
-                yield partial
-
-    def _note_nonfinite(self, name: str, steps: Sequence[int], counts: np.ndarray | None) -> None:
-        for step, count in zip(steps, counts if counts is not None else (), strict=False):
-            if count:
-                self.nonfinite.append((step, name, int(count)))
-
-
-def _workers(platform: str) -> int:
-    """Return how many arrays are streamed at once: one a core, two to keep an accelerator busy."""
-    if platform != "cpu":
-        return 2
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -93,7 +93,11 @@ def test_measure_then_status_fit_report_export(call, trajectory: Path, tmp_path:
     written = [Path(line) for line in reported.out.split()]
     assert {path.suffix for path in written} == {".png", ".pdf", ".txt"}
     assert all(path.stat().st_size > 0 for path in written)
-    exported = call("export", out, "--format", "csv", "--path", tmp_path / "table.csv")
+    page = tmp_path / "page.html"
+    assert call("report", out, "--out", page).out.strip() == str(page)
+    assert "<html" in page.read_text(encoding="utf-8")[:200]
+    assert call("report", out).code == 2, "neither a page nor figures were asked for"
+    exported = call("export", out, "--format", "csv", "--out", tmp_path / "table.csv")
     assert exported.code == 0, exported.err
     assert (tmp_path / "table.csv").read_text().startswith("step,measure,metric,scope,value")
 

@@ -23,16 +23,20 @@ FLOW = (
     ("audit",),
     ("measures",),
     ("runfolder",),
+    ("training",),
+    ("batches",),
+    ("parts",),
     ("results", "growth", "stream"),
     ("plan",),
     ("sharding",),
+    ("run_weights", "run_activations"),
     ("run",),
-    ("training", "report"),
+    ("report",),
     ("listing", "experiment"),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(FLOW) for name in names}
-NEVER_JAX = ("report", "growth", "results", "runfolder", "scopes", "errors", "listing", "config")
+NEVER_JAX = ("report", "growth", "results", "parts", "runfolder", "scopes", "errors", "listing", "config")
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:

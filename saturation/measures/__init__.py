@@ -7,15 +7,17 @@ NumPy and traced JAX arrays share.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from saturation.errors import MeasureError
-from saturation.measures.base import WeightMeasure
+from saturation.measures.base import ActivationMeasure, Measure
 from saturation.measures.direction import DIRECTION
 from saturation.measures.norms import NORMS
 
-MEASURES: dict[str, WeightMeasure] = {measure.name: measure for measure in (NORMS, DIRECTION)}
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in (NORMS, DIRECTION)}
 
 
-def find_measures(names: list[str] | tuple[str, ...]) -> tuple[WeightMeasure, ...]:
+def find_measures(names: Sequence[str]) -> tuple[Measure, ...]:
     """Return the measures of these names, each once, in the order given.
 
     Raises:
@@ -27,3 +29,8 @@ def find_measures(names: list[str] | tuple[str, ...]) -> tuple[WeightMeasure, ..
         if name not in MEASURES:
             raise MeasureError(f"There is no measure {name!r}; there are: {', '.join(MEASURES)}.")
     return tuple(MEASURES[name] for name in dict.fromkeys(names))
+
+
+def needs_tokens(names: Sequence[str]) -> bool:
+    """Return whether one of these measures runs the model on tokens."""
+    return any(isinstance(measure, ActivationMeasure) for measure in find_measures(names))

@@ -1,0 +1,144 @@
+"""The parts of a run: Parquet tables of a measure's statistics, and which of them there should be.
+
+A measure of weights has a series of parts for each array, one of activations a part for each step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from saturation.errors import ResultsError
+from saturation.measures import find_measures
+from saturation.measures.base import ActivationMeasure, Measure
+from saturation.runfolder import RunFolder, part_name
+
+ACTIVATIONS = "activations"  # stands for an array's name in the parts of a measure of activations
+
+
+@dataclass(frozen=True)
+class Status:
+    """How much of a run is there.
+
+    Attributes:
+      present, expected: {measure: number of (array, step) pairs, or of steps for activations}.
+      missing: {measure: the arrays that lack some step, or the steps that lack}.
+    """
+
+    present: dict[str, int]
+    expected: dict[str, int]
+    missing: dict[str, list[str]]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields as JSON holds them, and `complete`."""
+        return {**dataclasses.asdict(self), "complete": self.complete}
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that was asked for is missing."""
+        return not any(self.missing.values())
+
+
+def describe(folder: RunFolder) -> dict[str, Any]:
+    """Return what `run.json` says.
+
+    Raises:
+      ResultsError: there is none.
+    """
+    described = folder.description()
+    if described is None:
+        raise ResultsError(
+            f"{folder.path} holds no run: there is no run.json. "
+            "Write one with `saturation measure TRAJECTORY --measures norms --out RUN`."
+        )
+    return described
+
+
+def status(folder: RunFolder) -> Status:
+    """Return what of a run is there and what is missing.
+
+    Raises:
+      ResultsError: the folder holds no run.
+    """
+    described = describe(folder)
+    steps, parts = described["steps"], folder.parts()
+    present, expected, missing = {}, {}, {}
+    for measure in find_measures(described["measures"]):
+        keys = part_keys(measure, described)
+        lacking = {
+            key: missing_positions(steps, parts.get((measure.name, key), [])) for key in keys
+        }
+        expected[measure.name] = len(steps) * len(keys)
+        present[measure.name] = expected[measure.name] - sum(map(len, lacking.values()))
+        if isinstance(measure, ActivationMeasure):
+            missing[measure.name] = [f"step {steps[i]}" for i in lacking[ACTIVATIONS]]
+        else:
+            missing[measure.name] = [key for key, positions in lacking.items() if positions]
+    return Status(present, expected, missing)
+
+
+def part_keys(measure: Measure, described: Mapping[str, Any]) -> Sequence[str]:
+    """Return what the parts of a measure are filed under in a run."""
+    if isinstance(measure, ActivationMeasure):
+        return (ACTIVATIONS,)
+    return tuple(described["arrays"])
+
+
+def missing_positions(steps: Sequence[int], ranges: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the positions of the steps that lie in no range (first step, last step)."""
+    return [
+        position
+        for position, step in enumerate(steps)
+        if not any(start <= step <= stop for start, stop in ranges)
+    ]
+
+
+def write_part(
+    folder: RunFolder,
+    measure: str,
+    key: str,
+    span: tuple[int, int],
+    columns: Mapping[str, np.ndarray | Sequence[str]],
+) -> None:
+    """Write one part: columns of one length, over the steps from `span[0]` to `span[1]`.
+
+    Raises:
+      ResultsError: the place is full or cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(dict(columns), metadata={"measure": measure, "key": key})
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    folder.write(part_name(measure, key, *span), buffer.getvalue())
+
+
+def read_part(
+    folder: RunFolder, measure: str, key: str, span: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """Return the columns of one part.
+
+    Raises:
+      ResultsError: the part is gone or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    name = part_name(measure, key, *span)
+    content = folder.read(name)
+    if content is None:
+        raise ResultsError(f"{folder.path}/{name} vanished while the run was read; try again.")
+    try:
+        table = pq.read_table(io.BytesIO(content))
+    except (pa.ArrowException, OSError) as error:
+        raise ResultsError(
+            f"{folder.path}/{name} is damaged ({error}); delete it and run `saturation measure` "
+            "again, which computes only that part."
+        ) from error
+    return {column: table[column].to_numpy() for column in table.column_names}

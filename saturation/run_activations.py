@@ -1,0 +1,166 @@
+"""Measures of activations: checkpoint by checkpoint, one jitted pass over batches of tokens."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from saturation.batches import TokenBatch, read_tokens
+from saturation.errors import Stopped
+from saturation.measures.base import COMBINE, ActivationMeasure
+from saturation.parts import ACTIVATIONS, write_part
+from saturation.progress import Progress
+from saturation.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from saturation.checkpoints.base import Checkpoint
+    from saturation.trajectory import Trajectory
+
+Observed = dict[str, dict[str, dict[str, np.ndarray]]]  # {measure: {scope: {statistic: scalar}}}
+
+
+@dataclass(frozen=True)
+class ActivationSettings:
+    """What measures of activations are taken on, and how.
+
+    Attributes:
+      tokens: the sequences; by default 32 windows of the text that ships with Python.
+      batch_size: sequences in one forward pass.
+      scale: the finite c of f(x; cθ).
+      terms: terms of the series that computes the parameter limit.
+      fast: let matrix products run at the device's default precision, not the highest.
+    """
+
+    tokens: TokenBatch = field(default_factory=read_tokens)
+    batch_size: int = 8
+    scale: float = 1000.0
+    terms: int = 4
+    fast: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        """Return what `run.json` records, by which runs and steps are comparable."""
+        return {
+            "tokens": self.tokens.describe(),
+            "scale": self.scale,
+            "terms": self.terms,
+            "matmul_precision": "default" if self.fast else "highest",
+        }
+
+
+def measure_activations(
+    trajectory: Trajectory,
+    todo: Mapping[int, Sequence[ActivationMeasure]],
+    settings: ActivationSettings,
+    folder: RunFolder,
+    progress: Progress,
+    stop: threading.Event,
+) -> None:
+    """Measure each step of `todo` and write a part for each of its measures.
+
+    Raises:
+      MeasureError: the checkpoints are of no T5, or the tokens lie outside its vocabulary.
+      Stopped: `stop` was set; the step at hand is written.
+    """
+    passes: dict[tuple[Any, ...], Callable[..., Any]] = {}
+    progress.start(sum(_nbytes(trajectory[step]) for step in todo))
+    for step, measures in todo.items():
+        if stop.is_set():
+            raise Stopped(
+                f"Stopped by a signal before step {step}. What was finished is in {folder.path}; "
+                "run the same command again to compute the rest."
+            )
+        checkpoint = trajectory[step]
+        observed = observe_checkpoint(checkpoint, measures, settings, passes)
+        for measure in measures:
+            write_part(folder, measure.name, ACTIVATIONS, (step, step), _columns(measure, observed))
+        progress.advance(_nbytes(checkpoint), f"step {step}")
+
+
+def observe_checkpoint(
+    checkpoint: Checkpoint,
+    measures: Sequence[ActivationMeasure],
+    settings: ActivationSettings,
+    passes: dict[tuple[Any, ...], Callable[..., Any]] | None = None,
+) -> Observed:
+    """Return the statistics of one checkpoint, summed over all sequences in float64.
+
+    Args:
+      checkpoint: of a T5.
+      measures: share one jitted pass.
+      settings: the tokens and how they are run.
+      passes: keeps the compiled passes from one checkpoint to the next.
+    """
+    from saturation.models import T5Config
+
+    config = T5Config.from_parameters(checkpoint.parameters)
+    settings.tokens.refuse_unknown(config.vocab_size, checkpoint.path)
+    passes = {} if passes is None else passes
+    key = (config, tuple(measure.name for measure in measures))
+    if key not in passes:
+        passes[key] = _jitted_pass(config, measures, settings)
+    parameters = jax.device_put(_widened(checkpoint.load()))
+    total: Observed = {}
+    with ExitStack() as stack:
+        if not settings.fast:
+            stack.enter_context(jax.default_matmul_precision("highest"))
+        for encoder_tokens, decoder_tokens in settings.tokens.batches(settings.batch_size):
+            partial = jax.device_get(passes[key](parameters, encoder_tokens, decoder_tokens))
+            _accumulate(total, partial, measures)
+    return total
+
+
+def _jitted_pass(
+    config: Any, measures: Sequence[ActivationMeasure], settings: ActivationSettings
+) -> Callable[..., Any]:
+    from saturation.measures.forwards import Forwards
+
+    @jax.jit
+    def observe(parameters: Any, encoder_tokens: jax.Array, decoder_tokens: jax.Array) -> Any:
+        forwards = Forwards(
+            config, parameters, encoder_tokens, decoder_tokens, settings.scale, settings.terms
+        )
+        return {measure.name: measure.observe(forwards) for measure in measures}
+
+    return observe
+
+
+def _widened(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters in float32 where they are stored in less."""
+
+    def widen(array: np.ndarray) -> np.ndarray:
+        return array.astype(np.float32) if array.dtype.itemsize < 4 else array
+
+    return jax.tree.map(widen, tree)
+
+
+def _accumulate(total: Observed, partial: Observed, measures: Sequence[ActivationMeasure]) -> None:
+    for measure in measures:
+        scopes = total.setdefault(measure.name, {})
+        for scope, statistics in partial[measure.name].items():
+            sums = scopes.setdefault(scope, {})
+            for name, rule in measure.statistics.items():
+                value = np.asarray(statistics[name], np.float64)
+                sums[name] = COMBINE[rule](sums[name], value) if name in sums else value
+
+
+def _columns(
+    measure: ActivationMeasure, observed: Observed
+) -> dict[str, np.ndarray | Sequence[str]]:
+    scopes = observed[measure.name]
+    return {
+        "scope": list(scopes),
+        **{
+            name: np.array([float(statistics[name]) for statistics in scopes.values()])
+            for name in measure.statistics
+        },
+    }
+
+
+def _nbytes(checkpoint: Checkpoint) -> int:
+    return sum(parameter.nbytes for parameter in checkpoint.parameters.values())
