@@ -84,8 +84,8 @@ def short_names(runs: Sequence[str]) -> dict[str, str]:
     {'/a/x/results': 'x/results', '/a/y/results': 'y/results'}
     """
     parts = {run: run.rstrip("/").split("/") for run in runs}
-    for depth in range(1, max(map(len, parts.values())) + 1):
+    for depth in range(1, max(map(len, parts.values()))):
         names = {run: "/".join(path[-depth:]) for run, path in parts.items()}
         if len(set(names.values())) == len(names):
-            break
-    return names
+            return names
+    return {run: run for run in runs}
