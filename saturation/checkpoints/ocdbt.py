@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.zarr import Fetch
 from saturation.errors import CheckpointFormatError
@@ -20,7 +22,8 @@ class Store:
         import tensorstore as ts
 
         self._where = folder.path
-        base = {"driver": "file", "path": folder.path.rstrip("/") + "/"}
+        # TensorStore takes no path that begins with "..".
+        base = {"driver": "file", "path": os.path.abspath(folder.path) + "/"}
         self._store = self._call(
             lambda: ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
         )
