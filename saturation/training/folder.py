@@ -1,0 +1,163 @@
+"""What lies beside the checkpoints of a pretraining: what it is, and its log.
+
+- OUT/0, OUT/1, …: the trajectory, one folder a checkpoint
+- OUT/pretrain.json: configuration, text, vocabulary, and the versions of each session
+- OUT/log.csv: loss, learning rate and norm
+- OUT/resume/: where an interrupted run stopped between two checkpoints
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from saturation.errors import ResultsError
+from saturation.runfolder import write_whole
+
+RECORD = "pretrain.json"
+LOG = "log.csv"
+
+COLUMNS = ("step", "loss", "perplexity", "learning_rate", "norm")
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write into a sentence that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ResultsError(
+            f"{folder}: the pretraining cannot be written ({reason}). What was saved before is "
+            "intact: make room or set another `out`, and start again to go on."
+        ) from error
+
+
+def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds another pretraining than the one to write there.
+
+    Args:
+        folder: of the pretraining; it need not exist.
+        identity: all that decides the trajectory, as nested dicts of JSON values.
+
+    Raises:
+        ResultsError: when it was written under another identity, or by something else.
+    """
+    record = read_record(folder)
+    if record is None and any(path.name.isdigit() for path in folder.glob("*")):
+        raise ResultsError(
+            f"{folder}: holds checkpoints but no {RECORD} that says of what; set another `out`."
+        )
+    before, now = _flatten(record or identity), _flatten(identity)
+    for key in sorted(before.keys() | now.keys()):
+        if not key.startswith("sessions") and before.get(key) != now.get(key):
+            raise ResultsError(
+                f"{folder}: holds another pretraining, with {key} = {before.get(key)!r} where now "
+                f"it would be {now.get(key)!r}; set another `out`, or remove the folder."
+            )
+
+
+def start_session(folder: Path, identity: Mapping[str, Any], step: int, device: str) -> None:
+    """Record what this folder holds, and that a session goes on with it.
+
+    Args:
+        folder: of the pretraining, which `check_identity` let pass.
+        identity: all that decides the trajectory.
+        step: where this session starts.
+        device: what it runs on, in words.
+
+    Raises:
+        ResultsError: when it cannot be written.
+    """
+    record = read_record(folder) or {**identity, "sessions": []}
+    record["sessions"].append({"from_step": step, "device": device, "versions": versions()})
+    with writing_to(folder):
+        _write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The contents of pretrain.json, or None where there is none.
+
+    Raises:
+        ResultsError: when it is damaged.
+    """
+    try:
+        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ResultsError(
+            f"{folder / RECORD}: expected the record of a pretraining; it cannot be read. Restore "
+            "it, or set another `out`."
+        ) from error
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide the bits of the result."""
+    found = {"python": platform.python_version()}
+    for name in ("saturation-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):  # a source tree that is not installed
+            found[name] = version(name)
+    return found
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+class Log:
+    """log.csv: one row an update, or every few.
+
+    A row holds `step` (updates so far), `loss` in nats on the batch of that update (before it),
+    `perplexity` = exp(loss), the `learning_rate` of the update, and `norm` of the parameters after
+    it. Rows are on the disk before the checkpoint of their step is, so that cutting the file at
+    the checkpoint that a run resumes from leaves neither gap nor repetition.
+
+    Args:
+        folder: of the pretraining.
+        step: the last step whose rows are kept.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._path = folder / LOG
+        header = ",".join(COLUMNS) + "\n"
+        kept = [line for line in self._lines() if int(line.partition(",")[0]) <= step]
+        with writing_to(folder):
+            _write_text(self._path, header + "".join(kept))
+
+    def _lines(self) -> list[str]:
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
+        return [line for line in lines if line.endswith("\n")]  # a killed run may tear the last
+
+    def append(self, rows: list[dict[str, float]]) -> None:
+        """Write rows of step, loss, learning_rate and norm, and see them to the disk."""
+        with writing_to(self._path.parent), self._path.open("a", encoding="utf-8") as file:
+            file.writelines(_line(row) for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _line(row: Mapping[str, float]) -> str:
+    # Nine digits tell any two float32 apart; exp overflows where a diverged loss exceeds 709.
+    perplexity = math.exp(row["loss"]) if row["loss"] < 709 else math.inf
+    values = [row["loss"], perplexity, row["learning_rate"], row["norm"]]
+    return f"{row['step']:d}," + ",".join(f"{value:.9g}" for value in values) + "\n"
