@@ -15,6 +15,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from saturation.measures.base import COMBINE, Rule, WeightMeasure
 
@@ -58,7 +59,7 @@ def block_statistics(
     return jax.jit(statistics)
 
 
-def combine(rule: Rule, parts: Sequence[np.ndarray] | np.ndarray) -> float:
+def combine(rule: Rule, parts: ArrayLike) -> float:
     """Return the value of one statistic from its parts, in float64."""
     return float(COMBINE[rule].reduce(np.asarray(parts, np.float64).reshape(-1)))
 
