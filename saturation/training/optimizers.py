@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
 from saturation.errors import ConfigError
 
 if TYPE_CHECKING:
     from saturation.config import OptimizerConfig
 
-Count = Int[Array, ""] | int
+Count = ArrayLike
 Rate = Float[Array, ""]
 
 

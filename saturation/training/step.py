@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.core import meta
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, ArrayLike, Float, Int, Int32
 
 from saturation.config import PretrainConfig
 from saturation.models import T5, T5Config
@@ -36,11 +36,11 @@ Update = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def cross_entropy(
-    logits: Float[Array, "batch length vocab"], targets: Int[Array, "batch length"]
+    logits: Float[Array, "batch length vocab"], targets: Int[ArrayLike, "batch length"]
 ) -> Float[Array, ""]:
     """Mean of −ln p(target) in nats over the targets that are no padding."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
-    counted = (targets != PAD).astype(losses.dtype)
+    counted = jnp.not_equal(targets, PAD).astype(losses.dtype)
     return jnp.sum(losses * counted) / jnp.sum(counted)
 
 
@@ -105,7 +105,7 @@ def make_update(
         changes, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], changes)
         after = TrainState(params=params, opt_state=opt_state, step=state["step"] + 1)
-        rate = schedule(state["step"])
+        rate = jnp.asarray(schedule(state["step"]))
         return after, {"loss": loss, "learning_rate": rate, "norm": parameter_norm(params)}
 
     return jax.jit(update, donate_argnums=0)

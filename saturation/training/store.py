@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -98,12 +99,13 @@ class Store:
             raise ResultsError(f"{self.folder}: there is no checkpoint of step {step}.")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
-            return manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            saved: Any = manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise ResultsError(
                 f"{self.folder}: the checkpoint of step {step} cannot be resumed from; remove its "
                 "folder to go on from the one before."
             ) from error
+        return saved
 
     def close(self) -> None:
         """Release Orbax's threads."""

@@ -132,7 +132,9 @@ class SentencePieceVocabulary:
 
 def _load_sentencepiece(path: Path) -> Any:
     try:
-        from sentencepiece import SentencePieceProcessor
+        from sentencepiece import (  # pyright: ignore[reportMissingImports]
+            SentencePieceProcessor,
+        )
     except ImportError as error:
         raise ConfigError(
             f"{path}: a sentencepiece vocabulary needs the package `sentencepiece`; "
