@@ -95,11 +95,26 @@ def attention(
       Scores and weights have the dtype of `query`. The precision of the products is the caller's
       `jax.default_matmul_precision`.
     """
+    weights = tempered_softmax(attention_scores(query, key, bias), temperature, where=mask)
+    return attend(weights, value), weights
+
+
+def attention_scores(
+    query: Float[Array, "*batch query heads head_dim"],
+    key: Float[Array, "*batch key heads head_dim"],
+    bias: Float[Array, "*broadcast_bias"] | None = None,
+) -> Float[Array, "*batch heads query key"]:
+    """The scores q·k + bias of `attention`, before any mask and temperature."""
     scores = jnp.einsum("...qhd,...khd->...hqk", query, key)
-    if bias is not None:
-        scores = scores + bias.astype(scores.dtype)
-    weights = tempered_softmax(scores, temperature, where=mask)
-    return jnp.einsum("...hqk,...khd->...qhd", weights, value), weights
+    return scores if bias is None else scores + bias.astype(scores.dtype)
+
+
+def attend(
+    weights: Float[Array, "*batch heads query key"],
+    value: Float[Array, "*batch key heads head_dim"],
+) -> Float[Array, "*batch query heads head_dim"]:
+    """The mean of the values under `attention`'s weights."""
+    return jnp.einsum("...hqk,...khd->...qhd", weights, value)
 
 
 def at_least_float32(dtype: np.dtype) -> np.dtype:

@@ -18,7 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from saturation.attention import at_least_float32, attention
+from saturation.attention import (
+    at_least_float32,
+    attend,
+    attention_scores,
+    tempered_softmax,
+)
 from saturation.models.config import T5Config, input_projections
 
 Initializer = Callable[..., Array]
@@ -205,8 +210,13 @@ class MultiHeadAttention(nn.Module):
         mask: Bool[Array, "#batch 1 #query key"],
         bias: Float[Array, "1 heads query key"] | None,
         temperature: ArrayLike,
-    ) -> tuple[Float[Array, "batch query embed"], Float[Array, "batch heads query key"]]:
-        """Return the attended output and the weights."""
+    ) -> tuple[Float[Array, "batch query embed"], dict[str, Array]]:
+        """Return the attended output, and the attention's `weights` and `scores`.
+
+        The scores are those before the temperature, -inf where the mask allows no key, so that
+        `tempered_softmax(scores, τ)` gives the weights of any temperature. Both are (batch, heads,
+        query, key).
+        """
         config = self.config
 
         def heads(name: str, x: Array, kernel_init: Initializer = ATTENTION_KERNEL) -> Array:
@@ -214,17 +224,14 @@ class MultiHeadAttention(nn.Module):
             y = Kernel(joined, ("embed", "joined_kv"), kernel_init, name=name)(x)
             return y.reshape(*x.shape[:-1], config.num_heads, config.head_dim)
 
-        attended, weights = attention(
-            heads("query", queries_from, _query_kernel(config.head_dim)),
-            heads("key", keys_from),
-            heads("value", keys_from),
-            bias=bias,
-            mask=mask,
-            temperature=temperature,
-        )
+        query = heads("query", queries_from, _query_kernel(config.head_dim))
+        scores = attention_scores(query, heads("key", keys_from), bias)
+        weights = tempered_softmax(scores, temperature, where=mask)
+        attended = attend(weights, heads("value", keys_from))
         joined = attended.reshape(*attended.shape[:-2], -1)  # (batch, query, heads·head_dim)
         out = Kernel(config.emb_dim, ("joined_kv", "embed"), ATTENTION_KERNEL, name="out")
-        return out(joined), weights
+        taps = {"weights": weights, "scores": jnp.where(mask, scores, -jnp.inf)}
+        return out(joined), taps
 
 
 def _query_kernel(head_dim: int) -> Initializer:

@@ -80,14 +80,15 @@ class T5(nn.Module):
           temperature: of every attention, a number or an array that broadcasts to (batch, heads,
             query, key); or a mapping from the path of an attention (`config.attention_names()`) to
             its own, and 1 for those it does not name.
-          attention_weights: whether the taps have the attentions' weights.
+          attention_weights: whether the taps have the attentions' weights and scores.
 
         Returns:
           Logits in at least float32, and taps: `encoder/embedding`, `encoder/layers_0` (the
           residual stream after the block) …, `encoder/final` (after the last norm), the same of
           the decoder, all (batch, length, embed); and `encoder/layers_0/attention/weights`,
           `decoder/layers_0/self_attention/weights`,
-          `decoder/layers_0/encoder_decoder_attention/weights`, (batch, heads, query, key).
+          `decoder/layers_0/encoder_decoder_attention/weights`, (batch, heads, query, key), with
+          `…/scores` beside each: before the temperature, -inf where a key is masked.
           Under jit, what nobody reads of these costs nothing.
 
         Raises:
@@ -171,8 +172,8 @@ class Encoder(nn.Module):
         bias = None if config.per_layer_relative_bias else _relative_bias(config, x, True)
         for i in range(config.num_encoder_layers):
             layer = EncoderLayer(config, name=f"layers_{i}")
-            x, weights = layer(x, mask, bias, temperatures)
-            taps |= {f"layers_{i}": x} | {f"layers_{i}/{k}": w for k, w in weights.items()}
+            x, inner = layer(x, mask, bias, temperatures)
+            taps |= {f"layers_{i}": x} | _under(f"layers_{i}", inner)
         taps["final"] = RMSNorm(config.layer_norm_epsilon, name="encoder_norm")(x)
         return taps["final"], taps
 
@@ -190,21 +191,21 @@ class EncoderLayer(nn.Module):
         bias: Float[Array, "1 heads length length"] | None,
         temperatures: Temperatures,
     ) -> tuple[Float[Array, "batch length embed"], Taps]:
-        """Return the stream after the block and the weights; without a bias, the layer has one."""
+        """Return the stream after the block and the taps; without a bias, the layer has one."""
         config, path = self.config, f"encoder/{self.name}"
         norm = partial(RMSNorm, config.layer_norm_epsilon)
         if bias is None:
             bias = _relative_bias(config, x, True)
 
         y = norm(name="pre_attention_layer_norm")(x)
-        y, weights = MultiHeadAttention(config, name="attention")(
+        y, taps = MultiHeadAttention(config, name="attention")(
             y, y, mask, bias, temperatures[f"{path}/attention"]
         )
         x = x + y
 
         y = norm(name="pre_mlp_layer_norm")(x)
         x = x + FeedForward(config, name="mlp")(y)
-        return x, {"attention/weights": weights}
+        return x, _under("attention", taps)
 
 
 class Decoder(nn.Module):
@@ -226,8 +227,8 @@ class Decoder(nn.Module):
         bias = None if config.per_layer_relative_bias else _relative_bias(config, x, False)
         for i in range(config.num_decoder_layers):
             layer = DecoderLayer(config, name=f"layers_{i}")
-            x, weights = layer(x, encoded, encoder_mask, bias, temperatures)
-            taps |= {f"layers_{i}": x} | {f"layers_{i}/{k}": w for k, w in weights.items()}
+            x, inner = layer(x, encoded, encoder_mask, bias, temperatures)
+            taps |= {f"layers_{i}": x} | _under(f"layers_{i}", inner)
         x = RMSNorm(config.layer_norm_epsilon, name="decoder_norm")(x)
         taps["final"] = x
         wide = x.astype(at_least_float32(x.dtype))
@@ -250,7 +251,7 @@ class DecoderLayer(nn.Module):
         bias: Float[Array, "1 heads length length"] | None,
         temperatures: Temperatures,
     ) -> tuple[Float[Array, "batch length embed"], Taps]:
-        """Return the stream after the block and the weights; without a bias, the layer has one."""
+        """Return the stream after the block and the taps; without a bias, the layer has one."""
         config, path = self.config, f"decoder/{self.name}"
         norm = partial(RMSNorm, config.layer_norm_epsilon)
         if bias is None:
@@ -259,23 +260,21 @@ class DecoderLayer(nn.Module):
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None]  # (1, 1, query, key)
 
         y = norm(name="pre_self_attention_layer_norm")(x)
-        y, self_weights = MultiHeadAttention(config, name="self_attention")(
+        y, self_taps = MultiHeadAttention(config, name="self_attention")(
             y, y, causal, bias, temperatures[f"{path}/self_attention"]
         )
         x = x + y
 
         y = norm(name="pre_cross_attention_layer_norm")(x)
-        y, cross_weights = MultiHeadAttention(config, name="encoder_decoder_attention")(
+        y, cross_taps = MultiHeadAttention(config, name="encoder_decoder_attention")(
             y, encoded, encoder_mask, None, temperatures[f"{path}/encoder_decoder_attention"]
         )
         x = x + y
 
         y = norm(name="pre_mlp_layer_norm")(x)
         x = x + FeedForward(config, name="mlp")(y)
-        return x, {
-            "self_attention/weights": self_weights,
-            "encoder_decoder_attention/weights": cross_weights,
-        }
+        taps = _under("self_attention", self_taps)
+        return x, taps | _under("encoder_decoder_attention", cross_taps)
 
 
 def _relative_bias(
@@ -286,12 +285,14 @@ def _relative_bias(
     return RelativePositionBias(config, bidirectional, name="relpos_bias")(length, length)
 
 
+def _under(path: str, taps: Taps) -> Taps:
+    return {f"{path}/{name}": tap for name, tap in taps.items()}
+
+
 def _named(stack: str, taps: Taps, attention_weights: bool) -> Taps:
-    return {
-        f"{stack}/{name}": tap
-        for name, tap in taps.items()
-        if attention_weights or not name.endswith("/weights")
-    }
+    if not attention_weights:
+        taps = {k: tap for k, tap in taps.items() if not k.endswith(("/weights", "/scores"))}
+    return _under(stack, taps)
 
 
 def _checked_tokens(name: str, tokens: ArrayLike) -> Int[Array, "batch length"]:
