@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from saturation.errors import MeasureError
 from saturation.measures.base import ActivationMeasure, Measure
 from saturation.measures.direction import DIRECTION
+from saturation.measures.heads import HEADS
 from saturation.measures.norms import NORMS
 
-MEASURES: dict[str, Measure] = {measure.name: measure for measure in (NORMS, DIRECTION)}
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in (NORMS, DIRECTION, HEADS)}
 
 
 def find_measures(names: Sequence[str]) -> tuple[Measure, ...]:

@@ -1,0 +1,144 @@
+"""The forward passes that measures of activations share, each traced when first asked for.
+
+`limit` and the models need JAX, so this file does; the measures import neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from saturation.attention import tempered_softmax
+from saturation.models import T5, T5Config, valid_decoder_tokens, valid_encoder_tokens
+from saturation.models.t5 import Taps
+
+Parameters = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AttentionWeights:
+    """One attention's weights at τ = 1 and, from the same scores, at τ = 0.
+
+    Attributes:
+      soft: the model's weights.
+      saturated: equal weight on every key whose score is the maximum, 0 elsewhere.
+      queries: which queries hold a token.
+      allowed: the number of keys each query may attend to.
+      distance: key position - query position; None where keys are of another sequence.
+    """
+
+    soft: Float[Array, "batch heads query key"]
+    saturated: Float[Array, "batch heads query key"]
+    queries: Bool[Array, "batch query"]
+    allowed: Int[Array, "#batch query"]
+    distance: Int[Array, "query key"] | None
+
+
+class Forwards:
+    """What one T5 computes on one batch of tokens: as it is, and in each limit.
+
+    A row whose encoder tokens are all padding is no sequence: nothing of it is valid, so that a
+    batch can be filled up to a shape. The precision of matrix products is the caller's
+    `jax.default_matmul_precision`.
+
+    Args:
+      config: of the model.
+      params: its nested parameters; forward passes compute in their dtype.
+      encoder_input_tokens: (batch, encoder length), 0 is padding.
+      decoder_input_tokens: (batch, decoder length), shifted right or as they are.
+      scale: the finite c of f(x; cθ).
+      terms: terms of the series that computes the parameter limit.
+    """
+
+    def __init__(
+        self,
+        config: T5Config,
+        params: Parameters,
+        encoder_input_tokens: Int[ArrayLike, "batch encoder_length"],
+        decoder_input_tokens: Int[ArrayLike, "batch decoder_length"],
+        scale: float = 1000.0,
+        terms: int = 4,
+    ) -> None:
+        self.config = config
+        self.params = params
+        self.encoder_input_tokens = jnp.asarray(encoder_input_tokens)
+        self.decoder_input_tokens = jnp.asarray(decoder_input_tokens)
+        self.scale = scale
+        self.terms = terms
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The scopes of a residual stream: after each block, and after the norm that ends a stack.
+
+        [M]'s last layer is the one after that norm, since Hugging Face's hidden states end with it.
+        """
+        config = self.config
+        counts = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+        return tuple(
+            f"{stack}/{name}"
+            for stack, count in counts.items()
+            for name in (*(f"layers_{i}" for i in range(count)), "final")
+        )
+
+    @cached_property
+    def encoder_valid(self) -> Bool[Array, "batch encoder_length"]:
+        """Which encoder positions hold a token."""
+        return valid_encoder_tokens(self.encoder_input_tokens)
+
+    @cached_property
+    def decoder_valid(self) -> Bool[Array, "batch decoder_length"]:
+        """Which decoder positions hold a token, of the rows that are sequences."""
+        is_sequence = self.encoder_valid.any(axis=-1, keepdims=True)
+        return valid_decoder_tokens(self.decoder_input_tokens) & is_sequence
+
+    def valid(self, scope: str) -> Bool[Array, "batch length"]:
+        """Which positions of the stack that a scope belongs to hold a token."""
+        return self.encoder_valid if scope.startswith("encoder/") else self.decoder_valid
+
+    @cached_property
+    def soft(self) -> Taps:
+        """The model's taps, with the weights and scores of every attention."""
+        return self.taps(self.params, attention_weights=True)
+
+    @cached_property
+    def attention_limit(self) -> Taps:
+        """The taps with every attention at τ = 0 (MEASURES §6)."""
+        return self.taps(self.params, temperature=0.0)
+
+    @cached_property
+    def attentions(self) -> dict[str, AttentionWeights]:
+        """Every attention of the model as it is, by its path."""
+        return {path: self._attention(path) for path in self.config.attention_names()}
+
+    def taps(
+        self, params: Parameters, temperature: float = 1.0, *, attention_weights: bool = False
+    ) -> Taps:
+        """Return the taps of the model with these parameters, on this batch."""
+        _, taps = T5(self.config).apply(
+            {"params": params},
+            self.encoder_input_tokens,
+            self.decoder_input_tokens,
+            temperature,
+            attention_weights=attention_weights,
+        )
+        return cast(Taps, taps)
+
+    def _attention(self, path: str) -> AttentionWeights:
+        scores = self.soft[f"{path}/scores"]
+        query = jnp.arange(scores.shape[-2])
+        key = jnp.arange(scores.shape[-1])
+        causal = path.endswith("/self_attention")
+        tokens = self.encoder_valid.sum(axis=-1, keepdims=True)
+        return AttentionWeights(
+            soft=self.soft[f"{path}/weights"],
+            saturated=tempered_softmax(scores, 0.0),
+            queries=self.valid(path),
+            allowed=query[None] + 1
+            if causal
+            else jnp.broadcast_to(tokens, (len(tokens), len(query))),
+            distance=None if path.endswith("/encoder_decoder_attention") else key - query[:, None],
+        )

@@ -1,0 +1,109 @@
+"""What each head attends to (MEASURES §8): exact counts in its saturated attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saturation.measures.base import ActivationMeasure, Rule, Statistics
+from saturation.measures.means import divide
+
+if TYPE_CHECKING:
+    from jax import Array
+
+    from saturation.measures.forwards import AttentionWeights, Forwards
+
+# Each is a sum over the queries that hold a token.
+SUMS = (
+    "positions",
+    "positions_squares",
+    "split",
+    "fraction",
+    "entropy",
+    "distance",
+    "distance_abs",
+)
+STATISTICS: dict[str, Rule] = dict.fromkeys(("tokens", "distance_queries", *SUMS), "sum")
+
+
+def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
+    """Return the sums of every head, {path of its attention/head_j: {statistic: scalar}}."""
+    found = {}
+    for path, attention in forwards.attentions.items():
+        by_head = head_sums(attention)
+        for head in range(forwards.config.num_heads):
+            found[f"{path}/head_{head}"] = {name: sums[head] for name, sums in by_head.items()}
+    return found
+
+
+def head_sums(attention: AttentionWeights) -> dict[str, Array]:
+    """Return {statistic: (heads,)} of one attention, in the widest float there is."""
+    import jax.numpy as jnp
+    from jax.scipy.special import entr
+
+    wide = jnp.result_type(float)
+    attended = (attention.saturated > 0).astype(wide)
+    # 0·weight is NaN where the weight is: broken parameters must not read as heads without keys.
+    n = attended.sum(axis=-1) + 0 * attention.saturated.sum(axis=-1).astype(wide)
+    allowed = jnp.maximum(attention.allowed, 1).astype(wide)[:, None, :]
+    values = {
+        "positions": n,
+        "positions_squares": n * n,
+        "split": jnp.where(jnp.isnan(n), n, (n > 1).astype(wide)),
+        "fraction": n / allowed,
+        "entropy": entr(attention.soft).sum(axis=-1).astype(wide),
+    }
+    if attention.distance is not None:
+        distance = attention.distance.astype(wide)
+        share = attended / jnp.maximum(n, 1)[..., None]
+        values["distance"] = (share * distance).sum(axis=-1)
+        values["distance_abs"] = (share * jnp.abs(distance)).sum(axis=-1)
+    queries = attention.queries[:, None, :]
+    sums = {name: jnp.where(queries, x, 0).sum(axis=(0, 2)) for name, x in values.items()}
+    tokens = jnp.full(n.shape[1], attention.queries.sum()).astype(wide)
+    nothing = jnp.zeros_like(tokens)
+    distance_queries = nothing if attention.distance is None else tokens
+    return {
+        "tokens": tokens,
+        "distance_queries": distance_queries,
+        **{name: sums.get(name, nothing) for name in SUMS},
+    }
+
+
+def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
+    """Return what one head does, averaged over the queries that hold a token.
+
+    n is the number of keys a query attends to at τ = 0. positions_mean and positions_std are its
+    mean and standard deviation, split_probability = P(n > 1), positions_fraction = mean of n over
+    the number of keys allowed, entropy = mean of -Σ w ln w at τ = 1 (nats), tokens = the number of
+    queries. distance_mean and distance_abs are means of key - query and |key - query| over a
+    query's attended keys, in self-attention only.
+    """
+    tokens = statistics["tokens"]
+    mean = divide(statistics["positions"], tokens)
+    values = {
+        "positions_mean": mean,
+        "positions_std": np.sqrt(
+            np.maximum(divide(statistics["positions_squares"], tokens) - mean**2, 0.0)
+        ),
+        "split_probability": divide(statistics["split"], tokens),
+        "positions_fraction": divide(statistics["fraction"], tokens),
+        "entropy": divide(statistics["entropy"], tokens),
+        "tokens": tokens,
+    }
+    if np.any(statistics["distance_queries"] > 0):
+        values["distance_mean"] = divide(statistics["distance"], statistics["distance_queries"])
+        values["distance_abs"] = divide(statistics["distance_abs"], statistics["distance_queries"])
+    return values
+
+
+HEADS = ActivationMeasure(
+    name="heads",
+    definition="positions attended by each head at τ = 0 (mean, std, P(n > 1), share of those "
+    "allowed), their distance, and the entropy of its weights at τ = 1",
+    source="Merrill et al. 2021 (arXiv 2010.09697), §5; fraction, distance and entropy ours",
+    statistics=STATISTICS,
+    observe=observe,
+    metrics=metrics,
+)

@@ -1,0 +1,76 @@
+"""Tiny T5s and batches for the tests of activation measures, and their forward passes by numpy."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from t5_reference import nested, random_parameters, random_tokens
+
+from saturation.measures.base import ActivationMeasure
+from saturation.measures.forwards import Forwards
+from saturation.models import T5Config
+
+_SIZES = {"vocab_size": 12, "emb_dim": 8, "num_heads": 2, "mlp_dim": 10}
+FORMS = {
+    "v1_0": T5Config(**_SIZES, head_dim=4, num_encoder_layers=2, num_decoder_layers=1),
+    "umt5": T5Config(
+        **_SIZES,
+        head_dim=3,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        mlp_activations=("gelu", "linear"),
+        logits_via_embedding=False,
+        per_layer_relative_bias=True,
+    ),
+}
+
+
+def case(form="v1_0", seed=0, dtype=np.float32, scale=0.3, positions=True, **sizes):
+    """A configuration, flat float64 parameters, nested ones in `dtype`, and padded tokens.
+
+    Without positions the relative bias is 0, and tokens that repeat in the encoder tie. At this
+    scale no weight of attention falls below rounding; at a larger one they come so close to each
+    other even with positions that rounding decides whether they tie.
+    """
+    config = FORMS[form]
+    flat = random_parameters(config, seed, scale)
+    if not positions:
+        flat |= {name: 0 * array for name, array in flat.items() if "relpos_bias" in name}
+    params = nested({name: array.astype(dtype) for name, array in flat.items()})
+    return config, flat, params, random_tokens(config, seed, **sizes)
+
+
+def jitted(measure: ActivationMeasure, config: T5Config, traces: list | None = None):
+    """The measure's pass as the driver runs it, but for the scale, which is traced here."""
+
+    @jax.jit
+    def observe(params, encoder_tokens, decoder_tokens, scale=1000.0):
+        if traces is not None:
+            traces.append(None)
+        return measure.observe(Forwards(config, params, encoder_tokens, decoder_tokens, scale))
+
+    return observe
+
+
+def table(measure: ActivationMeasure, observed):
+    """{scope: {metric: float}} of one step."""
+    return {
+        scope: {
+            metric: float(values[0])
+            for metric, values in measure.metrics(
+                {name: np.asarray([value], np.float64) for name, value in statistics.items()}
+            ).items()
+        }
+        for scope, statistics in jax.device_get(observed).items()
+    }
+
+
+def observe_table(measure, config, params, tokens):
+    return table(measure, jitted(measure, config)(params, *tokens))
+
+
+def valid_rows(encoder, decoder):
+    """Which positions hold tokens, by the definition."""
+    real = encoder > 0
+    first = np.arange(decoder.shape[1]) == 0
+    return real, ((decoder > 0) | first) & real.any(1, keepdims=True)
