@@ -7,13 +7,10 @@ format knows are left out and listed in `Trajectory.ignored`, with the reason.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from saturation import checkpoints
 from saturation.checkpoints import Checkpoint, Folder
@@ -91,30 +88,6 @@ class Trajectory:
             )
         return Trajectory(self.path, {step: self._folders[step] for step in wanted}, self.ignored)
 
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what tells this trajectory from another, without reading the arrays.
-
-        Returns:
-          `{"steps": ..., "format": ..., "arrays": hash, "files": hash}`: the hashes are over the
-          names, shapes and types of the first checkpoint's arrays, and over the names and sizes of
-          the files of every step.
-        """
-        first = self[self.steps[0]]
-        arrays = [
-            [name, list(parameter.shape), str(parameter.dtype)]
-            for name, parameter in first.parameters.items()
-        ]
-        files = [
-            [step, [[name, self._folders[step].size(name)] for name in self._folders[step].files]]
-            for step in self.steps
-        ]
-        return {
-            "steps": list(self.steps),
-            "format": first.format,
-            "arrays": _hash(arrays),
-            "files": _hash(files),
-        }
-
 
 def open_trajectory(
     path: str | os.PathLike[str], steps: str | Sequence[int] | None = None
@@ -129,12 +102,16 @@ def open_trajectory(
       The trajectory.
 
     Raises:
-      TrajectoryError: no checkpoint is there, two have one step, or a step is absent.
-      CheckpointFormatError: the place cannot be read.
+      TrajectoryError: nothing or no checkpoint is there, two have one step, or a step is absent.
     """
-    folder = checkpoints.open_folder(path)
+    try:
+        folder = checkpoints.open_folder(path)
+    except CheckpointFormatError as error:
+        raise TrajectoryError(str(error)) from error
     folders, ignored = _numbered(folder)
-    if not folders:
+    if folders:
+        ignored += _beside(folder)
+    else:
         folders = _single(folder, ignored)
     return Trajectory(folder.path, folders, ignored).select(steps)
 
@@ -174,7 +151,10 @@ def _candidates(folder: Folder) -> Iterator[tuple[str, str, int | None, Folder]]
     for name in folder.folders:
         yield name, *_numbers(name), folder.child(name)
     for name in folder.files:
-        yield name, *_numbers(name), folder.only(name)
+        # Of TensorFlow's several files for a checkpoint the table has the number.
+        stem = name.removesuffix(".index")
+        shards = [other for other in folder.files if other.startswith(f"{stem}.data-")]
+        yield name, *_numbers(stem), folder.only(name, *(shards if stem != name else ()))
 
 
 def _numbers(name: str) -> tuple[str, int | None]:
@@ -192,6 +172,17 @@ def _why_not(place: Folder) -> str | None:
     except CheckpointFormatError:
         # It is a checkpoint, and damaged: whoever opens it gets the error.
         return None
+
+
+def _beside(folder: Folder) -> list[tuple[str, str]]:
+    """Return the weights without a number that lie beside numbered checkpoints."""
+    own = [name for name in folder.files if _numbers(name.removesuffix(".index"))[1] is None]
+    reason = "no step in its name: lies beside the numbered checkpoints"
+    return [
+        (name, reason)
+        for name in own
+        if not _INTERIOR.fullmatch(name) and _why_not(folder.only(name)) is None
+    ]
 
 
 def _single(folder: Folder, ignored: Sequence[tuple[str, str]]) -> dict[int, Folder]:
@@ -244,7 +235,3 @@ def _listed(steps: Sequence[int], most: int = 6) -> str:
     if len(steps) <= most:
         return ", ".join(map(str, steps))
     return f"{', '.join(map(str, steps[: most - 1]))}, … {steps[-1]}"
-
-
-def _hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -10,7 +10,14 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-from saturation.checkpoints import huggingface, orbax, t5x, t5x_orbax
+from saturation.checkpoints import (
+    flax_msgpack,
+    huggingface,
+    mesh_tensorflow,
+    orbax,
+    t5x,
+    t5x_orbax,
+)
 from saturation.checkpoints.base import Checkpoint, Parameter
 from saturation.checkpoints.storage import Folder, open_folder
 from saturation.errors import CheckpointFormatError
@@ -25,7 +32,14 @@ __all__ = [
     "open_folder",
 ]
 
-FORMATS: tuple[ModuleType, ...] = (t5x, t5x_orbax, orbax, huggingface)
+FORMATS: tuple[ModuleType, ...] = (
+    t5x,
+    t5x_orbax,
+    orbax,
+    huggingface,
+    mesh_tensorflow,
+    flax_msgpack,
+)
 
 
 def find_format(folder: Folder) -> ModuleType | None:

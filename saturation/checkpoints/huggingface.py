@@ -1,4 +1,4 @@
-"""Hugging Face models: `save_pretrained`'s safetensors, single or in shards.
+"""Hugging Face models: `save_pretrained`'s safetensors or PyTorch archives, single or in shards.
 
 T5, mT5 and UMT5 get the canonical names; any other model keeps its own. Arrays that are stored
 twice because the model ties them are one parameter and are counted once.
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from saturation.checkpoints import names
 from saturation.checkpoints.base import Checkpoint, DiskArray, Source
 from saturation.checkpoints.safetensors import is_safetensors, read_header
 from saturation.checkpoints.storage import Folder
+from saturation.checkpoints.torch_pickle import is_archive, read_archive
 from saturation.errors import CheckpointFormatError
 
 NAME = "huggingface"
-LOOKS_FOR = "a safetensors file, single or with an index of shards (Hugging Face)"
+LOOKS_FOR = (
+    "safetensors files or PyTorch archives, single or with an index of shards (Hugging Face)"
+)
 
 _CONFIG = "config.json"
-_INDEX = ".safetensors.index.json"
 _LARGEST_JSON = 16 * 1024 * 1024
 _T5_TYPES = ("t5", "mt5", "umt5")
 # T5 always uses `shared` for these; whether for the output head too is `tie_word_embeddings`.
@@ -33,9 +35,25 @@ _EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe|shared)\.weight")
 _CONV1D = re.compile(r"(.*\.)?(c_attn|c_proj|c_fc)\.weight")
 
 
+class _Container(NamedTuple):
+    """A kind of file that holds a model's arrays."""
+
+    knows: Callable[[bytes], bool]
+    read: Callable[[Folder, str], dict[str, DiskArray]]
+    usual: str
+    index_suffix: str
+
+
+# The same weights often lie in a repository in several forms: the first of these is read.
+_CONTAINERS = (
+    _Container(is_safetensors, read_header, "model.safetensors", ".safetensors.index.json"),
+    _Container(is_archive, read_archive, "pytorch_model.bin", ".bin.index.json"),
+)
+
+
 def claims(folder: Folder) -> bool:
-    """Say whether `folder` holds safetensors."""
-    return any(is_safetensors(head) for head in folder.heads.values())
+    """Say whether `folder` holds safetensors or PyTorch archives."""
+    return any(kind.knows(head) for head in folder.heads.values() for kind in _CONTAINERS)
 
 
 def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
@@ -58,26 +76,29 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
 
 
 def _arrays(folder: Folder) -> dict[str, DiskArray]:
-    indices = [name for name in folder.files if name.endswith(_INDEX)]
-    if len(indices) == 1:
-        return _sharded(folder, indices[0])
-    files = [name for name, head in folder.heads.items() if is_safetensors(head)]
-    if "model.safetensors" in files:
-        files = ["model.safetensors"]
-    if len(files) != 1:
-        raise CheckpointFormatError(
-            f"{folder.path} holds {', '.join(files)}, and no single '*{_INDEX}' that says which "
-            "belong together."
-        )
-    return read_header(folder, files[0])
+    for kind in _CONTAINERS:
+        indices = [name for name in folder.files if name.endswith(kind.index_suffix)]
+        if len(indices) == 1:
+            return _sharded(folder, indices[0], kind)
+        files = [name for name, head in folder.heads.items() if kind.knows(head)]
+        if kind.usual in files:
+            files = [kind.usual]
+        if len(files) > 1:
+            raise CheckpointFormatError(
+                f"{folder.path} holds {', '.join(files)}, and no single '*{kind.index_suffix}' that says "
+                "which belong together."
+            )
+        if files:
+            return kind.read(folder, files[0])
+    return {}
 
 
-def _sharded(folder: Folder, index: str) -> dict[str, DiskArray]:
+def _sharded(folder: Folder, index: str, kind: _Container) -> dict[str, DiskArray]:
     """Return the arrays of all shards that an index lists, each from the shard it names."""
     placed = _json(folder, index).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(f, str) for f in placed.values()):
         raise CheckpointFormatError(f"{folder.where(index)} is damaged: it has no 'weight_map'.")
-    shards = {name: read_header(folder, name) for name in sorted(set(placed.values()))}
+    shards = {name: kind.read(folder, name) for name in sorted(set(placed.values()))}
     for key, shard in placed.items():
         if key not in shards[shard]:
             raise CheckpointFormatError(
@@ -97,8 +118,9 @@ def _without_aliases(arrays: Mapping[str, DiskArray], tied: bool) -> dict[str, D
     if shared is None:
         return kept
     for key in _TIED:
-        may_be_alias = key in kept and key != shared and (tied or key != "lm_head.weight")
-        if may_be_alias and _same(arrays[key], arrays[shared]):
+        one_object = key in kept and arrays[key] is arrays[shared]
+        may_be = key in kept and (tied or key != "lm_head.weight")
+        if key != shared and (one_object or may_be) and _same(arrays[key], arrays[shared]):
             del kept[key]
     if shared in _TIED[:2]:
         # Encoder-only files name the shared embedding after its one user.
@@ -108,7 +130,9 @@ def _without_aliases(arrays: Mapping[str, DiskArray], tied: bool) -> dict[str, D
 
 def _same(one: DiskArray, other: DiskArray) -> bool:
     """Say whether two arrays hold the same bits, judged by their first, middle and last rows."""
-    if one.shape != other.shape or one.dtype != other.dtype:
+    if one is other:
+        return True
+    if one.shape != other.shape or one.dtype != other.dtype or not one.shape:
         return False
     rows = one.shape[0]
     for row in {0, rows // 2, max(rows - 1, 0)}:
@@ -119,14 +143,16 @@ def _same(one: DiskArray, other: DiskArray) -> bool:
 
 
 def _own_names(arrays: Mapping[str, DiskArray]) -> dict[str, Source]:
-    """Map the arrays of a model that is no T5 to themselves."""
-    sources = {}
+    """Map the arrays of a model that is no T5 to their own names, "/" between the modules."""
+    sources, seen = {}, set()
     for key, array in arrays.items():
-        if array.is_weight and not _BUFFERS.fullmatch(key):
+        # PyTorch archives say which names are one tensor.
+        if array.is_weight and not _BUFFERS.fullmatch(key) and id(array) not in seen:
+            seen.add(id(array))
             kernel = len(array.shape) == 2 and key.endswith(".weight")
             kernel = kernel and not _EMBEDDING.fullmatch(key)
             axis = (0 if _CONV1D.fullmatch(key) else 1) if kernel else None
-            sources[key] = Source(key, fan_in_axis=axis)
+            sources[key.replace(".", "/")] = Source(key, fan_in_axis=axis)
     return sources
 
 

@@ -13,7 +13,8 @@ import math
 import struct
 from typing import Any
 
-from saturation.checkpoints.base import DTYPES, FileArray
+from saturation.checkpoints.base import DTYPES, DiskArray, FileArray
+from saturation.checkpoints.pieces import JoinedArray
 from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
 
@@ -57,14 +58,20 @@ _CHUNKED = "__msgpack_chunked_array__"
 
 def first_key(folder: Folder, name: str) -> str | None:
     """Return the first key of the map that the file `name` begins with, or None if it does not."""
+    head = folder.heads.get(name, b"")
+    if not head or not _is_map(head[0]):
+        return None
     try:
-        folder.head(name, 1)
-        walk = _Walk(folder, name)
+        walk = _Walk(folder, name, head)
         kind, count = walk.header()
         key = walk.value(0) if kind == "map" and count else None
     except CheckpointFormatError:
         return None
     return key if isinstance(key, str) else None
+
+
+def _is_map(first: int) -> bool:
+    return 0x80 <= first < 0x90 or first in (0xDE, 0xDF)
 
 
 def read_index(folder: Folder, name: str) -> dict[Any, Any]:
@@ -86,12 +93,12 @@ def read_index(folder: Folder, name: str) -> dict[Any, Any]:
 class _Walk:
     """One pass over a msgpack file through a small window."""
 
-    def __init__(self, folder: Folder, name: str):
+    def __init__(self, folder: Folder, name: str, beginning: bytes = b""):
         self._folder, self._name = folder, name
         self.size = folder.size(name)
         self.position = 0
         self._nodes = 0
-        self._start, self._window = 0, b""
+        self._start, self._window = 0, beginning
 
     def error(self, what: str) -> CheckpointFormatError:
         return CheckpointFormatError(
@@ -159,14 +166,32 @@ class _Walk:
         except UnicodeDecodeError as error:
             raise self.error("a text is not in UTF-8") from error
 
-    def _map(self, count: int, depth: int) -> dict[Any, Any]:
+    def _map(self, count: int, depth: int) -> dict[Any, Any] | JoinedArray:
         found: dict[Any, Any] = {}
         for _ in range(count):
             key = self.value(depth + 1)
-            if isinstance(key, (dict, list, FileArray)) or key in found:
+            if isinstance(key, (dict, list, DiskArray)) or key in found:
                 raise self.error(f"the key {key!r} is not a name or stands twice")
             found[key] = self.value(depth + 1)
-        return found
+        return self._joined(found) if _CHUNKED in found else found
+
+    def _joined(self, parts: dict[Any, Any]) -> JoinedArray:
+        """Return the one array that flax cut into chunks because of its size."""
+        shape, chunks = parts.get("shape"), parts.get("chunks")
+        if not isinstance(shape, dict) or not isinstance(chunks, dict) or not chunks:
+            raise self.error("a chunked array has no shape or no chunks")
+        found = [shape.get(str(axis)) for axis in range(len(shape))]
+        sizes = tuple(size for size in found if type(size) is int and size >= 0)
+        pieces = [chunks.get(str(place)) for place in range(len(chunks))]
+        flat = [p for p in pieces if isinstance(p, FileArray) and len(p.shape) == 1]
+        if (
+            len(sizes) != len(found)
+            or len(flat) != len(pieces)
+            or len({piece.dtype for piece in flat}) != 1
+            or sum(piece.shape[0] for piece in flat) != math.prod(sizes)
+        ):
+            raise self.error(f"the chunks of an array of shape {found} do not make it up")
+        return JoinedArray(sizes, flat)
 
     def _extension(self, count: int) -> Any:
         kind = self.take(1)[0]

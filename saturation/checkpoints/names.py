@@ -67,13 +67,15 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     *_block("decoder", 2, "pre_mlp_layer_norm"),
 )
-_T5X, _HUGGING_FACE = 0, 1
+_T5X, _HUGGING_FACE, _MESH = 0, 1, 2
 
 # Written by old versions of Hugging Face's T5 and used by none.
 _HF_UNUSED = re.compile(
     r"decoder\.block\.\d+\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 )
 _HF_MARK = re.compile(r"(encoder|decoder)\.block\.\d+\.layer\.0\.SelfAttention\.q\.weight")
+# Adafactor's and other optimizers' variables beside the weights.
+_SLOT = re.compile(r"_slot_(vr|vc|v|m)$|/(adam_[mv]|Adam(_1)?|Adafactor\w*|Momentum|RMSProp(_1)?)$")
 _SPLIT_HEADS = {"query": 1, "key": 1, "value": 1, "out": 0}
 _ATTENTION = re.compile(r"(?:encoder|decoder)/.*attention/(query|key|value|out)/kernel")
 _FUSED = {
@@ -160,6 +162,77 @@ def hugging_face_t5(
         transposed = matrix and not name.endswith("/embedding")
         sources[name] = Source(disk, transposed=transposed, fan_in_axis=_fan_in_axis(name))
     return sources
+
+
+def is_hugging_face_flax_t5(names: Iterable[str]) -> bool:
+    """Say whether these are the names of a Hugging Face T5 in Flax, "/" between the modules."""
+    return is_hugging_face_t5(_from_flax(name) for name in names)
+
+
+def hugging_face_flax_t5(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:
+    """Map the arrays of a Hugging Face T5 in Flax: the same names, kernels as T5X's (in, out).
+
+    Raises:
+      CheckpointFormatError: a name that no T5 has, or an array of the wrong rank.
+    """
+    renamed = {_from_flax(name): name for name in arrays}
+    sources = hugging_face_t5({name: arrays[renamed[name]] for name in renamed}, where)
+    # The relative bias alone is an embedding there, (buckets, heads).
+    return {
+        name: replace(
+            source, array=renamed[source.array], transposed=name.endswith("/rel_embedding")
+        )
+        for name, source in sources.items()
+    }
+
+
+def mesh_tensorflow(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:
+    """Map the variables of a Mesh-TensorFlow T5, or of another TensorFlow model to themselves.
+
+    Raises:
+      CheckpointFormatError: some names are T5's and others are not.
+    """
+    weights = [name for name, a in arrays.items() if a.is_weight and not _SLOT.search(name)]
+    spelled = _mesh_spelling(weights)
+    named = {name: translate(spelled[name], _MESH, _T5X) for name in weights}
+    unknown = [name for name, canonical in named.items() if canonical is None]
+    if len(unknown) == len(weights):
+        return {name: Source(name, fan_in_axis=_fan_in_axis(name)) for name in weights}
+    if unknown:
+        raise CheckpointFormatError(
+            f"{where}: {len(unknown)} variables have names that no T5 has: {_some(unknown)}."
+        )
+    canonical = {str(name): disk for disk, name in named.items()}
+    if len(canonical) != len(weights):
+        raise CheckpointFormatError(f"{where}: two variables are the same parameter.")
+    return {
+        name: Source(disk, fan_in_axis=_fan_in_axis(name))
+        for name, disk in _shared_bias(canonical, per_layer=False).items()
+    }
+
+
+def _mesh_spelling(names: Iterable[str]) -> dict[str, str]:
+    """Return each variable's name as `TABLE` spells it.
+
+    The norms were called `layer_norm` first and `rms_norm` later, the decoder of a model without
+    an encoder is `transformer`, and has its feed-forward where others have cross attention.
+    """
+    names = list(names)
+    cross = any("/EncDecAttention/" in name for name in names)
+    spelled = {}
+    for name in names:
+        new = re.sub(r"^transformer/", "decoder/", name)
+        new = re.sub(r"/(rms_norm|final_layer_norm)/scale$", "/layer_norm/scale", new)
+        if not cross:
+            new = re.sub(r"^(decoder/block_\d+)/layer_001/", r"\1/layer_002/", new)
+        spelled[name] = new
+    return spelled
+
+
+def _from_flax(name: str) -> str:
+    path, _, leaf = name.rpartition("/")
+    leaf = "weight" if leaf in ("kernel", "embedding") else leaf
+    return f"{path}/{leaf}".strip("/").replace("/", ".")
 
 
 def t5x(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:

@@ -47,6 +47,21 @@ def claims(folder: Folder) -> bool:
     return place is not None and not Tree(place).top & {"target", "_optimizer"}
 
 
+def parameter_path(keys: Keys, inside: bool) -> Keys | None:
+    """Return the path of a leaf among the parameters, or None where it is no parameter.
+
+    Args:
+      keys: the path of the leaf in a train state.
+      inside: the state has a key `params`, which holds all parameters.
+    """
+    if keys[0] in _NO_PARAMETERS or (inside and keys[0] != "params"):
+        return None
+    # A Flax train state may hold {'params': {'params': ...}}.
+    while len(keys) > 1 and keys[0] == "params":
+        keys = keys[1:]
+    return keys
+
+
 def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     """Open an Orbax checkpoint.
 
@@ -55,16 +70,7 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     """
     tree = Tree(item(folder) or folder)
     inside = "params" in tree.top
-
-    def parameter(keys: Keys) -> Keys | None:
-        if keys[0] in _NO_PARAMETERS or (inside and keys[0] != "params"):
-            return None
-        # A Flax train state may hold {'params': {'params': ...}}.
-        while len(keys) > 1 and keys[0] == "params":
-            keys = keys[1:]
-        return keys
-
-    arrays = tree.arrays(parameter)
+    arrays = tree.arrays(lambda keys: parameter_path(keys, inside))
     if not arrays:
         raise CheckpointFormatError(
             f"{tree.folder.path} holds no parameters: its tree has {', '.join(sorted(tree.top))}."

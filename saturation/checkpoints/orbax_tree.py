@@ -8,15 +8,17 @@ there is also a msgpack file `checkpoint` whose leaves are small arrays or
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
-from saturation.checkpoints import msgpack_index
+from saturation.checkpoints import msgpack_index, zarr, zarr3
 from saturation.checkpoints.base import DiskArray
 from saturation.checkpoints.ocdbt import MANIFEST, Store
 from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.t5x import folder_fetch
 from saturation.checkpoints.zarr import Fetch, ZarrArray
+from saturation.checkpoints.zarr3 import Zarr3Array
 from saturation.errors import CheckpointFormatError
 
 Keys = tuple[str, ...]
@@ -51,7 +53,7 @@ class Tree:
     @cached_property
     def leaves(self) -> Mapping[Keys, str]:
         """Path of every leaf that is stored as an array, and the array's name on disk."""
-        listed = {keys: ".".join(keys) for keys in self._described}
+        listed = {keys: ".".join(keys) for keys in self._shapes}
         for keys, leaf in self._index.items():
             if isinstance(leaf, str) and leaf.startswith(_PLACEHOLDER):
                 listed[keys] = leaf.removeprefix(_PLACEHOLDER)
@@ -80,25 +82,41 @@ class Tree:
                 found["/".join(path)] = leaf
         for keys, name in self.leaves.items():
             if path := wanted(keys):
-                found["/".join(path)] = ZarrArray(self.folder.where(name), self._fetch(name))
+                found["/".join(path)] = self._open(name, self._shapes.get(keys))
         return found
+
+    def _open(self, name: str, described: Sequence[int] | None) -> DiskArray:
+        """Open one stored array, which must have the shape that `_METADATA` gives it."""
+        where, fetch = self.folder.where(name), self._fetch(name)
+        if self._stored.get(name) == zarr3.DESCRIPTION:
+            kept = self._metadata.get("store_array_data_equal_to_fill_value") is True
+            array: DiskArray = Zarr3Array(where, fetch, elided=not kept)
+        else:
+            array = ZarrArray(where, fetch)
+        if described is not None and tuple(described) != array.shape:
+            raise CheckpointFormatError(
+                f"{where}/{self._stored.get(name)} says shape {array.shape} and {_METADATA} says "
+                f"{tuple(described)}."
+            )
+        return array
 
     @cached_property
     def _store(self) -> Store | None:
         return Store(self.folder) if MANIFEST in self.folder.files else None
 
     @cached_property
-    def _stored(self) -> Iterable[str]:
-        """Names of the arrays that are there."""
-        if self._store is not None:
-            return sorted(
-                {
-                    key.removesuffix("/.zarray")
-                    for key in self._store.keys
-                    if key.endswith("/.zarray")
-                }
-            )
-        return tuple(name for name in self.folder.folders if self.folder.exists(f"{name}/.zarray"))
+    def _stored(self) -> Mapping[str, str]:
+        """Names of the arrays that are there, and of the file that describes each."""
+        found = {}
+        for description in (zarr.DESCRIPTION, zarr3.DESCRIPTION):
+            if self._store is not None:
+                ends = f"/{description}"
+                names = [k.removesuffix(ends) for k in sorted(self._store.keys) if k.endswith(ends)]
+            else:
+                folders = self.folder.folders
+                names = [name for name in folders if self.folder.exists(f"{name}/{description}")]
+            found |= dict.fromkeys(names, description)
+        return found
 
     def _fetch(self, name: str) -> Fetch:
         if self._store is not None:
@@ -114,25 +132,46 @@ class Tree:
         return dict(_flat(tree, ()))
 
     @cached_property
-    def _described(self) -> Iterable[Keys]:
-        """Paths of the leaves that `_METADATA` says are arrays."""
+    def _metadata(self) -> Mapping[str, Any]:
+        """What `_METADATA` says, empty where there is none."""
         if _METADATA not in self.folder.files:
-            return ()
-        where = self.folder.where(_METADATA)
+            return {}
         try:
             if self.folder.size(_METADATA) > _LARGEST_METADATA:
                 raise ValueError("too large")
-            described = json.loads(self.folder.read(_METADATA))["tree_metadata"]
-            return tuple(
-                tuple(str(part["key"]) for part in leaf["key_metadata"])
-                for leaf in described.values()
+            described = json.loads(self.folder.read(_METADATA))
+        except (ValueError, RecursionError) as error:
+            raise self._damaged() from error
+        if not isinstance(described, dict):
+            raise self._damaged()
+        return described
+
+    @cached_property
+    def _shapes(self) -> Mapping[Keys, Sequence[int] | None]:
+        """Path of each leaf that `_METADATA` says is an array, and the shape if it says that."""
+        if not self._metadata:
+            return {}
+        try:
+            return {
+                tuple(str(part["key"]) for part in leaf["key_metadata"]): _shape(
+                    leaf["value_metadata"].get("write_shape")
+                )
+                for leaf in self._metadata["tree_metadata"].values()
                 if not leaf["value_metadata"].get("skip_deserialize")
-                and leaf["value_metadata"].get("value_type") not in ("None", "Dict", "List")
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointFormatError(
-                f"{where} is damaged: it is not the description of a tree that Orbax writes."
-            ) from error
+                and leaf["value_metadata"].get("value_type") in ("jax.Array", "np.ndarray")
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged() from error
+
+    def _damaged(self) -> CheckpointFormatError:
+        return CheckpointFormatError(
+            f"{self.folder.where(_METADATA)} is damaged: it is not the description of a tree that "
+            "Orbax writes."
+        )
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return None if value is None else tuple(int(size) for size in value)
 
 
 def _flat(node: object, path: Keys) -> Iterable[tuple[Keys, object]]:

@@ -18,7 +18,7 @@ from saturation.errors import CheckpointFormatError
 
 _LFS = b"version https://git-lfs"
 # What a format needs of a file's beginning to know its own kind.
-_HEAD = 64
+_HEAD = 128
 
 
 class Folder(ABC):
@@ -237,5 +237,7 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
     if local.is_dir():
         return LocalFolder(local)
     if local.exists():
-        return LocalFolder(local.parent).only(local.name)
+        # T5X's own loader takes the index file inside a checkpoint for the checkpoint.
+        inside = local.name == "checkpoint"
+        return LocalFolder(local.parent) if inside else LocalFolder(local.parent).only(local.name)
     raise CheckpointFormatError(f"{path}: no such folder or file.")

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ import numpy as np
 
 from saturation.checkpoints.base import DTYPES, Box, DiskArray, box_shape
 from saturation.errors import CheckpointFormatError
+
+DESCRIPTION = ".zarray"
 
 # What a key holds, or None where there is no such key.
 Fetch = Callable[[str], bytes | None]
@@ -27,31 +30,30 @@ _EXPANSION = {"gzip": 1100, "zlib": 1100, "zstd": 40_000}
 _MAX_RANK = 16
 
 
-class ZarrArray(DiskArray):
-    """A zarr version 2 array behind a function from key to bytes.
+class ChunkedArray(DiskArray):
+    """An array cut into equal chunks, of which only those that a slice needs are read.
 
     Args:
       where: how errors name the array, such as its folder.
-      fetch: returns the bytes under a key such as `".zarray"` or `"0.1"`, or None.
-
-    Raises:
-      CheckpointFormatError: `.zarray` is missing, damaged, or of a kind not read here.
+      shape: the array's shape.
+      chunks: the shape of each chunk; the last ones reach beyond the array.
+      dtype: the type of the elements.
     """
 
-    def __init__(self, where: str, fetch: Fetch):
-        self._where, self._fetch = where, fetch
-        meta = _metadata(where, fetch(".zarray"))
-        self.shape = _sizes(where, "shape", meta.get("shape"), least=0)
-        self._chunks = _sizes(where, "chunks", meta.get("chunks"), least=1)
-        self.dtype = _dtype(where, meta.get("dtype"))
-        self._order = meta.get("order", "C")
-        self._separator = meta.get("dimension_separator", ".")
-        self._compressor = _compressor(where, meta)
-        if len(self._chunks) != len(self.shape) or self._order not in ("C", "F"):
+    def __init__(
+        self, where: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype
+    ):
+        if len(chunks) != len(shape):
             raise CheckpointFormatError(
-                f"{where}/.zarray is damaged: shape {self.shape}, chunks {self._chunks} and order "
-                f"{self._order!r} do not go together."
+                f"{where}: its description is damaged: shape {shape} and chunks {chunks} do not go "
+                "together."
             )
+        self.shape, self.dtype = shape, dtype
+        self._where, self._chunks = where, chunks
+
+    @abstractmethod
+    def _chunk(self, place: tuple[int, ...]) -> np.ndarray:
+        """Return the whole chunk at a place of the grid."""
 
     def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:  # noqa: D102
         pieces = tuple(
@@ -75,6 +77,36 @@ class ZarrArray(DiskArray):
             inside.append(slice(start - position * size, stop - position * size))
             target.append(slice(start - part.start, stop - part.start))
         return tuple(inside), tuple(target)
+
+
+class ZarrArray(ChunkedArray):
+    """A zarr version 2 array behind a function from key to bytes.
+
+    Args:
+      where: how errors name the array, such as its folder.
+      fetch: returns the bytes under a key such as `".zarray"` or `"0.1"`, or None.
+
+    Raises:
+      CheckpointFormatError: `.zarray` is missing, damaged, or of a kind not read here.
+    """
+
+    def __init__(self, where: str, fetch: Fetch):
+        described = f"{where}/{DESCRIPTION}"
+        meta = parse_metadata(described, fetch(DESCRIPTION), version=2)
+        self._fetch = fetch
+        self._order = meta.get("order", "C")
+        self._separator = meta.get("dimension_separator", ".")
+        self._compressor = _compressor(described, meta)
+        if self._order not in ("C", "F") or self._separator not in (".", "/"):
+            raise CheckpointFormatError(
+                f"{described} is damaged: order {self._order!r}, separator {self._separator!r}."
+            )
+        super().__init__(
+            where,
+            parse_sizes(described, "shape", meta.get("shape"), least=0),
+            parse_sizes(described, "chunks", meta.get("chunks"), least=1),
+            _dtype(described, meta.get("dtype")),
+        )
 
     def _chunk(self, place: tuple[int, ...]) -> np.ndarray:
         key = self._separator.join(map(str, place)) or "0"
@@ -133,30 +165,40 @@ def _inflate(where: str, compressor: str, data: bytes, limit: int) -> bytes:
         ) from error
 
 
-def _metadata(where: str, data: bytes | None) -> dict[str, Any]:
+def parse_metadata(described: str, data: bytes | None, version: int) -> dict[str, Any]:
+    """Return the description of a zarr array of a version.
+
+    Raises:
+      CheckpointFormatError: it is missing, no JSON, or of another version.
+    """
     if data is None:
-        raise CheckpointFormatError(f"{where}/.zarray is missing, which describes the array.")
+        raise CheckpointFormatError(f"{described} is missing, which describes the array.")
     try:
         meta = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CheckpointFormatError(f"{where}/.zarray is damaged: it is no JSON.") from error
-    if not isinstance(meta, dict) or meta.get("zarr_format") != 2 or meta.get("filters"):
+        raise CheckpointFormatError(f"{described} is damaged: it is no JSON.") from error
+    if not isinstance(meta, dict) or meta.get("zarr_format") != version or meta.get("filters"):
         raise CheckpointFormatError(
-            f"{where}/.zarray does not describe a zarr array of version 2 without filters."
+            f"{described} does not describe a zarr array of version {version} without filters."
         )
     return meta
 
 
-def _sizes(where: str, key: str, value: Any, least: int) -> tuple[int, ...]:
+def parse_sizes(described: str, key: str, value: Any, least: int) -> tuple[int, ...]:
+    """Return a list of sizes, none under `least`.
+
+    Raises:
+      CheckpointFormatError: it is something else.
+    """
     good = isinstance(value, list) and len(value) <= _MAX_RANK
     if not good or any(type(size) is not int or not least <= size < 2**62 for size in value):
         raise CheckpointFormatError(
-            f"{where}/.zarray is damaged: {key!r} is {value!r}, not a list of sizes."
+            f"{described} is damaged: {key!r} is {value!r:.200}, not a list of sizes."
         )
     return tuple(value)
 
 
-def _dtype(where: str, value: object) -> np.dtype:
+def _dtype(described: str, value: object) -> np.dtype:
     # Bare names, "bfloat16" among them, are tensorstore's extension of zarr.
     if isinstance(value, str) and value in DTYPES:
         return DTYPES[value]
@@ -166,19 +208,19 @@ def _dtype(where: str, value: object) -> np.dtype:
         dtype = None
     if dtype is None or dtype not in DTYPES.values():
         raise CheckpointFormatError(
-            f"{where}/.zarray: the type {value!r} is not read here (little-endian numbers are)."
+            f"{described}: the type {value!r:.200} is not read here (little-endian numbers are)."
         )
     return dtype
 
 
-def _compressor(where: str, meta: dict[str, Any]) -> str | None:
+def _compressor(described: str, meta: dict[str, Any]) -> str | None:
     compressor = meta.get("compressor")
     if compressor is None:
         return None
-    name = compressor.get("id") if isinstance(compressor, dict) else compressor
-    if name not in _EXPANSION:
+    name = compressor.get("id") if isinstance(compressor, dict) else None
+    if not isinstance(name, str) or name not in _EXPANSION:
         raise CheckpointFormatError(
-            f"{where}/.zarray: the compressor {name!r} is not read here "
+            f"{described}: the compressor {compressor!r:.200} is not read here "
             f"({', '.join(_EXPANSION)} are)."
         )
     return name
