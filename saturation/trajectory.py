@@ -181,7 +181,8 @@ def _beside(folder: Folder) -> list[tuple[str, str]]:
     return [
         (name, reason)
         for name in own
-        if not _INTERIOR.fullmatch(name) and _why_not(folder.only(name)) is None
+        if not (_INTERIOR.fullmatch(name) or _UNFINISHED.fullmatch(name))
+        and _why_not(folder.only(name)) is None
     ]
 
 

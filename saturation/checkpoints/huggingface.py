@@ -85,8 +85,8 @@ def _arrays(folder: Folder) -> dict[str, DiskArray]:
             files = [kind.usual]
         if len(files) > 1:
             raise CheckpointFormatError(
-                f"{folder.path} holds {', '.join(files)}, and no single '*{kind.index_suffix}' that says "
-                "which belong together."
+                f"{folder.path} holds {', '.join(files)}, and no single '*{kind.index_suffix}' "
+                "that says which belong together."
             )
         if files:
             return kind.read(folder, files[0])

@@ -81,6 +81,10 @@ class Folder(ABC):
         except OSError as error:
             raise self._unreadable(name, error) from error
 
+    def digest(self, name: str) -> str | None:
+        """Return the hash of a file's content that the place keeps itself, or None."""
+        return None
+
     def read_into(self, name: str, start: int, buffer: memoryview) -> None:
         """Fill `buffer` (writable, bytes) from the file `name`, beginning at byte `start`.
 
@@ -240,4 +244,10 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
         # T5X's own loader takes the index file inside a checkpoint for the checkpoint.
         inside = local.name == "checkpoint"
         return LocalFolder(local.parent) if inside else LocalFolder(local.parent).only(local.name)
+    # TensorFlow calls a checkpoint by what the names of its files begin with.
+    table = f"{local.name}.index"
+    if (local.parent / table).is_file():
+        folder = LocalFolder(local.parent)
+        shards = (name for name in folder.files if name.startswith(f"{local.name}.data-"))
+        return folder.only(table, *shards)
     raise CheckpointFormatError(f"{path}: no such folder or file.")
