@@ -11,9 +11,11 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from saturation import checkpoints
 from saturation.checkpoints import Checkpoint, Folder
+from saturation.checkpoints.parallel import AT_ONCE, each
 from saturation.errors import CheckpointFormatError, TrajectoryError
 
 # A number at the end, after nothing, letters, or a separator.
@@ -30,6 +32,8 @@ class Trajectory:
       path: where it lies.
       steps: the steps, ascending.
       ignored: (name, reason) of everything that looks like a checkpoint and was left out.
+      expected: the steps that its manifest says there are, if it has one.
+      remote: whether reading takes requests over a network, many of which should be under way.
     """
 
     def __init__(
@@ -37,13 +41,15 @@ class Trajectory:
         path: str,
         folders: Mapping[int, Folder],
         ignored: Sequence[tuple[str, str]] = (),
+        expected: Sequence[int] = (),
     ):
         self.path = path
         self.steps = tuple(sorted(folders))
-        self.ignored = tuple(ignored)
+        self.ignored, self.expected = tuple(ignored), tuple(expected)
+        self.remote = any(folder.remote for folder in folders.values())
         self._folders = dict(folders)
         self._opened: dict[int, Checkpoint] = {}
-        self._lock = threading.Lock()
+        self._locks = {step: threading.Lock() for step in folders}
 
     def __repr__(self) -> str:
         return f"<Trajectory {self.path}: {len(self)} checkpoints, steps {_listed(self.steps)}>"
@@ -57,7 +63,7 @@ class Trajectory:
     def __getitem__(self, step: int) -> Checkpoint:
         if step not in self._folders:
             raise TrajectoryError(_absent(self.path, [step], self.steps))
-        with self._lock:
+        with self._locks[step]:
             if step not in self._opened:
                 self._opened[step] = checkpoints.open_checkpoint(self._folders[step], step)
             return self._opened[step]
@@ -66,6 +72,14 @@ class Trajectory:
     def format(self) -> str:
         """The name of the first checkpoint's format."""
         return self[self.steps[0]].format
+
+    def open_all(self) -> None:
+        """Open every checkpoint, several at once over a network.
+
+        Raises:
+          CheckpointFormatError: of the first that is damaged.
+        """
+        each(self.__getitem__, self.steps, AT_ONCE if self.remote else 1)
 
     def select(self, steps: str | Sequence[int] | None) -> Trajectory:
         """Return the trajectory of only some steps.
@@ -86,16 +100,19 @@ class Trajectory:
             raise TrajectoryError(
                 f"{self.path}: no step is in {steps!r}; there are {_listed(self.steps)}."
             )
-        return Trajectory(self.path, {step: self._folders[step] for step in wanted}, self.ignored)
+        folders = {step: self._folders[step] for step in wanted}
+        return Trajectory(self.path, folders, self.ignored, self.expected)
 
 
 def open_trajectory(
     path: str | os.PathLike[str], steps: str | Sequence[int] | None = None
 ) -> Trajectory:
-    """Find the checkpoints in a folder.
+    """Find the checkpoints in a folder, or wherever else they lie.
 
     Args:
-      path: a folder with a checkpoint for each step, or one checkpoint.
+      path: a folder with a checkpoint for each step, or one checkpoint, here or at a URL;
+        `hf://ORG/REPO@PATTERN`, where each branch or tag that the pattern matches is a checkpoint;
+        a manifest (see `saturation.manifest`), or the name of one that the package has.
       steps: which of them, as `Trajectory.select` takes it.
 
     Returns:
@@ -103,30 +120,106 @@ def open_trajectory(
 
     Raises:
       TrajectoryError: nothing or no checkpoint is there, two have one step, or a step is absent.
+      ConfigError: a manifest that does not say what it must.
     """
     try:
-        folder = checkpoints.open_folder(path)
+        return _find(os.fspath(path)).select(steps)
     except CheckpointFormatError as error:
         raise TrajectoryError(str(error)) from error
+
+
+def _find(path: str) -> Trajectory:
+    if _is_listed(path):
+        from saturation.manifest import read_manifest
+
+        places = read_manifest(path)
+        if places.url is None:
+            return _listed_trajectory(places.path, places.urls, (), places.expected)
+        found = _find(places.url)
+        return Trajectory(found.path, found._folders, found.ignored, places.expected)
+    if path.startswith("hf://"):
+        from saturation.checkpoints import hub
+
+        if hub.parse_url(path).is_pattern:
+            return _revisions(path, hub.revisions(path))
+    folder = checkpoints.open_folder(path)
     folders, ignored = _numbered(folder)
     if folders:
         ignored += _beside(folder)
     else:
         folders = _single(folder, ignored)
-    return Trajectory(folder.path, folders, ignored).select(steps)
+    return Trajectory(folder.path, folders, ignored)
+
+
+def _is_listed(path: str) -> bool:
+    """Say whether a path is a manifest's, or else nothing here and the name of a known one."""
+    if path.endswith((".yaml", ".yml")):
+        return True
+    if not re.fullmatch(r"[\w.-]+", path) or os.path.exists(path):
+        return False
+    from saturation.manifest import known_trajectories
+
+    return path in known_trajectories()
+
+
+def _listed_trajectory(
+    path: str,
+    urls: Mapping[int, str],
+    ignored: Sequence[tuple[str, str]] = (),
+    expected: Sequence[int] = (),
+) -> Trajectory:
+    """Return the trajectory whose checkpoints lie at these URLs, without asking for any of them."""
+    shared: dict[str, Any] = {}
+    folders = {step: checkpoints.open_folder(url, shared) for step, url in urls.items()}
+    return Trajectory(path, folders, ignored, expected)
+
+
+def _revisions(path: str, urls: Mapping[str, str]) -> Trajectory:
+    """Return the trajectory of a repository's revisions, each under the number its name ends with.
+
+    Raises:
+      TrajectoryError: no name ends with a number, or they belong to several series.
+    """
+    numbers = {name: _numbers(name) for name in urls}
+    steps = {name: step for name, (_, step) in numbers.items() if step is not None}
+    if not steps:
+        raise TrajectoryError(
+            f"{path} matches {', '.join(sorted(urls))}, of which none ends with a step's number."
+        )
+    if len(families := sorted({numbers[name][0] for name in steps})) > 1:
+        raise TrajectoryError(
+            f"{path} matches revisions of several names: "
+            + ", ".join(f"{family}*" for family in families)
+            + ". Give the pattern of one."
+        )
+    places = {step: urls[name] for name, step in steps.items()}
+    if len(places) < len(steps):
+        raise TrajectoryError(
+            f"{path} matches two revisions of one step: {', '.join(sorted(steps))}."
+        )
+    ignored = [(name, "no step in its name") for name in urls if name not in steps]
+    return _listed_trajectory(path, places, ignored)
 
 
 def _numbered(folder: Folder) -> tuple[dict[int, Folder], list[tuple[str, str]]]:
     """Return the numbered checkpoints directly in a folder, and what was left out and why."""
     found: dict[int, tuple[str, str, Folder]] = {}
     ignored: list[tuple[str, str]] = []
-    for name, family, step, place in _candidates(folder):
+    candidates = list(_candidates(folder))
+    numbered = [
+        (name, place)
+        for name, _, step, place in candidates
+        if step is not None and not _UNFINISHED.fullmatch(name)
+    ]
+    judged = each(lambda one: _why_not(one[1]), numbered, AT_ONCE if folder.remote else 1)
+    reasons = {name: reason for (name, _), reason in zip(numbered, judged, strict=True)}
+    for name, family, step, place in candidates:
         if _UNFINISHED.fullmatch(name):
             ignored.append((name, "temporary: its writer did not finish"))
             continue
         if step is None:
             continue
-        reason = _why_not(place)
+        reason = reasons[name]
         if reason is not None:
             ignored.append((name, reason))
         elif step in found:

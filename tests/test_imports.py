@@ -19,6 +19,7 @@ FLOW = (
     ("signals", "progress", "scopes", "attention", "config", "limit", "series"),
     ("models",),
     ("checkpoints",),
+    ("manifest",),
     ("trajectory",),
     ("audit",),
     ("measures",),

@@ -18,7 +18,8 @@ from saturation.checkpoints.pieces import JoinedArray
 from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
 
-_WINDOW = 64 * 1024
+# What is read at once: little after an array was stepped over, more and more where it goes on.
+_WINDOW, _LARGEST_WINDOW = 1024, 64 * 1024
 _MAX_DEPTH = 64
 _MAX_NODES = 1_000_000
 _MAX_TEXT = 1024 * 1024
@@ -98,7 +99,7 @@ class _Walk:
         self.size = folder.size(name)
         self.position = 0
         self._nodes = 0
-        self._start, self._window = 0, beginning
+        self._start, self._window, self._reach = 0, beginning, _WINDOW
 
     def error(self, what: str) -> CheckpointFormatError:
         return CheckpointFormatError(
@@ -111,7 +112,9 @@ class _Walk:
             raise self.error(f"{count} bytes were expected and it ends")
         begin = self.position - self._start
         if begin < 0 or begin + count > len(self._window):
-            stop = min(self.size, self.position + max(count, _WINDOW))
+            goes_on = 0 <= begin <= len(self._window)
+            self._reach = min(2 * self._reach, _LARGEST_WINDOW) if goes_on else _WINDOW
+            stop = min(self.size, self.position + max(count, self._reach))
             self._window = self._folder.read(self._name, self.position, stop)
             self._start, begin = self.position, 0
         self.position += count

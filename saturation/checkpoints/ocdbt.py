@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from saturation.checkpoints.retry import redacted
 from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.zarr import Fetch
 from saturation.errors import CheckpointFormatError
@@ -22,11 +21,8 @@ class Store:
         import tensorstore as ts
 
         self._where = folder.path
-        # TensorStore takes no path that begins with "..".
-        base = {"driver": "file", "path": os.path.abspath(folder.path) + "/"}
-        self._store = self._call(
-            lambda: ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
-        )
+        spec = {"driver": "ocdbt", "base": folder.kvstore()}
+        self._store = self._call(lambda: ts.KvStore.open(spec).result())
         listed = self._call(lambda: self._store.list().result())
         self.keys = frozenset(key.decode(errors="replace") for key in listed)
 
@@ -43,7 +39,7 @@ class Store:
         try:
             return action()
         except (ValueError, OSError, RuntimeError, KeyError, NotImplementedError) as error:
-            reason = str(error).split(" [")[0].splitlines()[0]
+            reason = redacted(str(error)).split(" [")[0].splitlines()[0]
             raise CheckpointFormatError(
                 f"{self._where}: Orbax's store (OCDBT) is damaged or incomplete: {reason}"
             ) from error

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from saturation.errors import CheckpointFormatError
 
@@ -59,7 +60,13 @@ class Folder(ABC):
 
     @cached_property
     def heads(self) -> Mapping[str, bytes]:
-        """The first bytes of each file directly in it, by which formats know their own."""
+        """The first bytes of each file directly in it, by which formats know their own.
+
+        A place where each costs a request leaves out the files that are text by their names.
+        """
+        return self._heads()
+
+    def _heads(self) -> Mapping[str, bytes]:
         return {name: self.read(name, 0, min(_HEAD, self.size(name))) for name in self.files}
 
     def child(self, name: str) -> Folder:
@@ -127,6 +134,15 @@ class Folder(ABC):
         data = self.read(name, 0, min(count, self.size(name)))
         self.refuse_pointer(name, data)
         return data
+
+    def kvstore(self) -> dict[str, Any]:
+        """Return the spec by which TensorStore reads the files in it, for formats that need it.
+
+        Raises:
+          CheckpointFormatError: TensorStore does not read where this folder lies.
+        """
+        # TensorStore takes no path that begins with "..".
+        return {"driver": "file", "path": f"{os.path.abspath(self.path)}/"}
 
     def refuse_pointer(self, name: str, data: bytes) -> None:
         """Raise `CheckpointFormatError` where `data`, the start of a file, is a Git-LFS pointer."""
@@ -212,6 +228,18 @@ class Selection(Folder):
     def exists(self, name: str) -> bool:  # noqa: D102
         return self._sees(name) and self._folder.exists(name)
 
+    def digest(self, name: str) -> str | None:  # noqa: D102
+        return self._folder.digest(name)
+
+    def _heads(self) -> Mapping[str, bytes]:
+        if not self.remote:
+            return super()._heads()
+        # Over a network, the whole folder asks for all of them at once.
+        return {name: head for name, head in self._folder.heads.items() if name in self._seen}
+
+    def kvstore(self) -> dict[str, Any]:  # noqa: D102
+        return self._folder.kvstore()
+
     def _sees(self, name: str) -> bool:
         return self._inside(name).split("/")[0] in self._seen
 
@@ -228,15 +256,22 @@ class Selection(Folder):
         return len(buffer)
 
 
-def open_folder(path: str | os.PathLike[str]) -> Folder:
+def open_folder(path: str | os.PathLike[str], shared: dict[str, Any] | None = None) -> Folder:
     """Return the `Folder` at a path; of a single file, its folder with that file alone in sight.
 
     Args:
-      path: a local path.
+      path: a local path, or a URL such as `gs://…`, `s3://…`, `https://…` or `hf://…`; of a URL
+        nothing is asked yet.
+      shared: an empty dict in which folders that are opened together keep what they share, such
+        as connections.
 
     Raises:
       CheckpointFormatError: nothing is there.
     """
+    if "://" in os.fspath(path):
+        from saturation.checkpoints.remote import open_remote
+
+        return open_remote(os.fspath(path), shared)
     local = Path(os.path.expanduser(os.fspath(path)))
     if local.is_dir():
         return LocalFolder(local)

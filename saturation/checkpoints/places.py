@@ -1,0 +1,219 @@
+"""Places on a network that hold files: buckets here; the web and the hub in files of their own.
+
+A `Place` lists and reads; it knows nothing of checkpoints. `saturation.checkpoints.remote` makes
+folders of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+from saturation.checkpoints.retry import Denied, redacted, retrying
+from saturation.errors import CheckpointFormatError
+
+# A public bucket is read by nobody in particular; what it refuses to nobody, the user may read.
+_IDENTITIES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
+    "gs": ({"token": "anon"}, {}),
+    "s3": ({"anon": True}, {}),
+}
+_LOGIN = {
+    "gs": "; log in with 'gcloud auth application-default login'",
+    "s3": "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+}
+_DIGESTS = ("md5Hash", "ETag", "etag", "checksum")
+
+
+@dataclass(frozen=True)
+class File:
+    """What a listing says of a file: its size in bytes, and the place's own hash of its content."""
+
+    size: int
+    digest: str | None = None
+
+
+# Name -> file, or the listing of a folder, or None for a folder that was not looked into.
+Listing: TypeAlias = "dict[str, File | Listing | None]"
+
+
+class Place(ABC):
+    """Somewhere that holds files under paths such as `"a/b.safetensors"`.
+
+    Attributes:
+      root: the URL that paths are relative to, as it is shown: without secrets.
+    """
+
+    root: str
+
+    @abstractmethod
+    def listing(self, path: str, deep: bool) -> Listing:
+        """Return what lies under `path`, to the last file where `deep`; nothing where it is none.
+
+        Raises:
+          OSError: the place cannot be listed.
+        """
+
+    @abstractmethod
+    def file(self, path: str) -> File:
+        """Describe one file.
+
+        Raises:
+          OSError: there is none, or it cannot be reached.
+        """
+
+    @abstractmethod
+    def fetch(self, path: str, start: int, stop: int) -> bytes:
+        """Return the bytes `start` to `stop` of a file, asking the server for no other.
+
+        Raises:
+          OSError: they cannot be had.
+        """
+
+    def kvstore(self, path: str) -> dict[str, Any]:
+        """Return the spec by which TensorStore reads the files under `path`.
+
+        Raises:
+          CheckpointFormatError: TensorStore cannot read there.
+        """
+        raise CheckpointFormatError(
+            f"{self.url(path)} is a store that TensorStore must read (OCDBT), and it does not read "
+            "at such URLs: copy the checkpoint to a local folder, or to gs://, s3:// or https://."
+        )
+
+    def url(self, path: str) -> str:
+        """Return how a path is shown."""
+        return f"{self.root}/{path}".rstrip("/")
+
+
+class Bucket(Place):
+    """A bucket, or another file system that fsspec knows by the URL's scheme.
+
+    Args:
+      scheme: such as `"gs"`.
+      name: the bucket.
+    """
+
+    def __init__(self, scheme: str, name: str):
+        self.root = f"{scheme}://{name}"
+        self._scheme, self._name = scheme, name
+        self._identities = list(_IDENTITIES.get(scheme, ({},)))
+        self._lock = threading.Lock()
+        self._system: Any = None
+
+    def listing(self, path: str, deep: bool) -> Listing:  # noqa: D102
+        root = f"{self._name}/{path}".strip("/")
+
+        def look(system: Any) -> Iterable[Mapping[str, Any]]:
+            if deep:
+                return system.find(root, detail=True).values()
+            return system.ls(root, detail=True)
+
+        try:
+            found = self._call(look)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return _nested((_below(info["name"], root), info) for info in found)
+
+    def file(self, path: str) -> File:  # noqa: D102
+        info = self._call(lambda system: system.info(f"{self._name}/{path}"))
+        if info["type"] != "file":
+            raise IsADirectoryError(f"{self.url(path)} is a folder")
+        return _described(info)
+
+    def fetch(self, path: str, start: int, stop: int) -> bytes:  # noqa: D102
+        whole = f"{self._name}/{path}"
+        return self._call(lambda system: _exactly(system.cat_file(whole, start, stop), start, stop))
+
+    def kvstore(self, path: str) -> dict[str, Any]:  # noqa: D102
+        if self._scheme not in ("gs", "s3"):
+            return super().kvstore(path)
+        driver = "gcs" if self._scheme == "gs" else "s3"
+        spec: dict[str, Any] = {"driver": driver, "bucket": self._name, "path": f"{path}/"}
+        if driver == "s3":
+            if self._identities[0].get("anon"):
+                spec["aws_credentials"] = {"type": "anonymous"}
+            if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+                spec["endpoint"] = endpoint
+        return spec
+
+    def _call(self, action: Callable[[Any], Any]) -> Any:
+        """Do `action` with the file system, as the first identity that the place lets in."""
+        while True:
+            system = self._opened()
+            try:
+                return retrying(partial(action, system))
+            except ValueError as error:
+                # fsspec's word for a URL that can lead nowhere, such as a bucket of one letter.
+                raise OSError(redacted(str(error))) from None
+            except Denied as error:
+                with self._lock:
+                    if self._system is system and len(self._identities) > 1:
+                        self._identities.pop(0)
+                        self._system = None
+                    elif self._system is system:
+                        raise Denied(f"{error}{_LOGIN.get(self._scheme, '')}") from None
+
+    def _opened(self) -> Any:
+        import fsspec
+
+        with self._lock:
+            if self._system is None:
+                # Refused to nobody, it is asked for by name: no matter for a log on the screen.
+                logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+                # A shared instance would keep the listings and the endpoint of an earlier day.
+                self._system = fsspec.filesystem(
+                    self._scheme,
+                    skip_instance_cache=True,
+                    use_listings_cache=False,
+                    **self._identities[0],
+                )
+            return self._system
+
+
+def _below(name: str, root: str) -> str:
+    """Return a name of a listing relative to the folder that was listed ("" for itself)."""
+    return name.strip("/").removeprefix(root).strip("/")
+
+
+def _described(info: Mapping[str, Any]) -> File:
+    digest = next((str(info[key]) for key in _DIGESTS if info.get(key)), None)
+    return File(int(info.get("size") or 0), digest)
+
+
+def _nested(found: Iterable[tuple[str, Mapping[str, Any]]]) -> Listing:
+    return nested(
+        (path, _described(info) if info["type"] == "file" else None) for path, info in found
+    )
+
+
+def nested(found: Iterable[tuple[str, File | None]]) -> Listing:
+    """Return the listing of (relative path, file or None for a folder) pairs.
+
+    Names that no folder of a disk could have are left out: `..`, and a path with `//` in it.
+    """
+    listing: Listing = {}
+    for path, entry in found:
+        *parents, name = path.split("/")
+        if any(part in ("", ".", "..") for part in (*parents, name)):
+            continue
+        node: Listing = listing
+        for part in parents:
+            inner = node.get(part)
+            if not isinstance(inner, dict):
+                inner = node[part] = {}
+            node = inner
+        if entry is not None or name not in node:
+            node[name] = entry
+    return listing
+
+
+def _exactly(data: bytes, start: int, stop: int) -> bytes:
+    if len(data) != stop - start:
+        raise OSError(f"{len(data)} bytes came where {stop - start} were asked for")
+    return data
