@@ -90,7 +90,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     """
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise ResultsError(

@@ -16,7 +16,9 @@ from saturation.training.step import TrainState
 
 RESUME = "resume"
 
-_REFUSAL = re.compile(r"no space left|disk quota|read-only|permission denied", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"no space left on device|disk quota exceeded|read-only|permission denied", re.IGNORECASE
+)
 
 
 class Store:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
@@ -22,6 +22,7 @@ SENTINELS = 100  # T5 and ByT5 set aside as many for the spans of one example
 EMBEDDING_MULTIPLE = 128  # both pad the rows of their embedding to a multiple of this
 
 
+@runtime_checkable
 class Vocabulary(Protocol):
     """What the training data asks of a vocabulary.
 
