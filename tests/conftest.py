@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Both must be set before JAX is first imported, by whichever test comes first.
@@ -12,6 +13,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 
+import jaxtyping
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -34,3 +36,11 @@ def fixtures() -> Path:
 def reference() -> Path:
     """The published series that the measures must reproduce."""
     return _shared("reference")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Without the run-time type checker, which would meet bad input before the package does."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -423,6 +423,7 @@ def _paths(tree, prefix=()):
         (np.zeros(3, np.int32), r"encoder_input_tokens must be integers .* shape \(3,\)"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_tokens_that_are_none_are_an_error(tokens, text):
     config = FORMS["v1_0"]
     parameters = in_dtype(random_parameters(config), np.float32)

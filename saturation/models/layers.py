@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache, reduce
 from operator import mul
-from typing import cast
 
 import flax.linen as nn
 import jax
@@ -50,7 +49,7 @@ def _parameter(
 ) -> Array:
     """Declare a float32 array with its logical axes; `apply` may give it in any dtype."""
     boxed = nn.with_logical_partitioning(init, axes)
-    return cast(Array, module.param(name, boxed, shape, jnp.float32))
+    return jnp.asarray(module.param(name, boxed, shape, jnp.float32))
 
 
 class Kernel(nn.Module):

@@ -32,14 +32,18 @@ Taps = dict[str, Array]
 Temperatures = Mapping[str, ArrayLike]
 
 
-def valid_encoder_tokens(tokens: Int[Array, "batch length"]) -> Bool[Array, "batch length"]:
+def valid_encoder_tokens(
+    tokens: Int[Array | np.ndarray, "batch length"],
+) -> Bool[Array, "batch length"]:
     """Which encoder positions hold a token: 0 is padding."""
-    return tokens > 0
+    return jnp.asarray(tokens) > 0
 
 
-def valid_decoder_tokens(tokens: Int[Array, "batch length"]) -> Bool[Array, "batch length"]:
+def valid_decoder_tokens(
+    tokens: Int[Array | np.ndarray, "batch length"],
+) -> Bool[Array, "batch length"]:
     """Which decoder inputs count: the first, though it holds 0 to start with, and those not 0."""
-    return (tokens > 0) | (jnp.arange(tokens.shape[-1]) == 0)
+    return (jnp.asarray(tokens) > 0) | (jnp.arange(tokens.shape[-1]) == 0)
 
 
 class T5(nn.Module):
@@ -66,8 +70,8 @@ class T5(nn.Module):
 
     def __call__(
         self,
-        encoder_input_tokens: Int[Array, "batch encoder_length"],
-        decoder_input_tokens: Int[Array, "batch decoder_length"],
+        encoder_input_tokens: Int[Array | np.ndarray, "batch encoder_length"],
+        decoder_input_tokens: Int[Array | np.ndarray, "batch decoder_length"],
         temperature: ArrayLike | Temperatures = 1.0,
         *,
         attention_weights: bool = False,
@@ -109,7 +113,7 @@ class T5(nn.Module):
 
     def encode(
         self,
-        encoder_input_tokens: Int[Array, "batch length"],
+        encoder_input_tokens: Int[Array | np.ndarray, "batch length"],
         temperature: ArrayLike | Temperatures = 1.0,
         *,
         attention_weights: bool = False,
@@ -124,8 +128,8 @@ class T5(nn.Module):
     def decode(
         self,
         encoded: Float[Array, "batch encoder_length embed"],
-        encoder_input_tokens: Int[Array, "batch encoder_length"],
-        decoder_input_tokens: Int[Array, "batch decoder_length"],
+        encoder_input_tokens: Int[Array | np.ndarray, "batch encoder_length"],
+        decoder_input_tokens: Int[Array | np.ndarray, "batch decoder_length"],
         temperature: ArrayLike | Temperatures = 1.0,
         *,
         attention_weights: bool = False,
