@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +80,7 @@ class Store:
         self._write(self._resume, state)
 
     def _write(self, manager: ocp.CheckpointManager, state: TrainState) -> None:
-        with writing_to(self.folder):
+        with writing_to(self.folder), _without_orbax_tracebacks():
             try:
                 manager.save(int(state["step"]), args=ocp.args.StandardSave(state))
             except ValueError as error:  # TensorStore's, which holds the operating system's text
@@ -114,3 +117,15 @@ class Store:
         self._trajectory.close()
         if self._resume:
             self._resume.close()
+
+
+@contextlib.contextmanager
+def _without_orbax_tracebacks() -> Iterator[None]:
+    """Orbax logs the traceback of each of its threads that fails, and then raises the error too."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
