@@ -81,6 +81,13 @@ class Trajectory:
         """
         each(self.__getitem__, self.steps, AT_ONCE if self.remote else 1)
 
+    def digests(self, step: int) -> tuple[tuple[str, str], ...] | None:
+        """Return (name, hash) of a step's files where the place keeps hashes itself, or None."""
+        folder = self._folders[step]
+        pairs = tuple((name, folder.digest(name)) for name in folder.files)
+        known = tuple((name, digest) for name, digest in pairs if digest is not None)
+        return known if known and len(known) == len(pairs) else None
+
     def select(self, steps: str | Sequence[int] | None) -> Trajectory:
         """Return the trajectory of only some steps.
 
@@ -291,6 +298,7 @@ def _single(folder: Folder, ignored: Sequence[tuple[str, str]]) -> dict[int, Fol
         )
     # A lone file may carry the number, or else the folder's own name.
     own = os.path.basename(folder.path.rstrip("/"))
+    own = "" if folder.path.endswith(f"://{own}") else own  # a host's or a bucket's
     candidates = (*(folder.files if len(folder.files) == 1 else ()), own)
     numbers = [step for name in candidates if (step := _numbers(name)[1]) is not None]
     return {numbers[0] if numbers else 0: folder}

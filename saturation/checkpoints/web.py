@@ -6,6 +6,7 @@ ignores ranges is found out before it sends a whole file, and no header gets int
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from saturation.checkpoints.places import File, Listing, Place
 from saturation.checkpoints.retry import Answer, retrying
 
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _CONNECT_SECONDS, _SILENCE_SECONDS = 30, 60
 
 
@@ -64,9 +66,11 @@ class Client:
             if answer.status not in (200, 206):
                 raise _refusal(answer)
             if answer.status == 206:
-                size = answer.headers.get("Content-Range", "").rpartition("/")[2]
+                found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+                if not found or int(found[1]) != start:
+                    raise Answer(422, "with other bytes than those asked for")
                 data = await answer.read()
-                return data, int(size) if size.isdecimal() else start + len(data)
+                return exactly(data, start, int(found[2]) + 1), int(found[3])
             size = answer.headers.get("Content-Length", "")
             if start or not size.isdecimal() or int(size) > stop:
                 answer.close()
