@@ -12,7 +12,7 @@ from saturation.models import T5Config
 
 _SIZES = {"vocab_size": 12, "emb_dim": 8, "num_heads": 2, "mlp_dim": 10}
 FORMS = {
-    "v1_0": T5Config(**_SIZES, head_dim=4, num_encoder_layers=2, num_decoder_layers=1),
+    "v1_0": T5Config(**_SIZES, head_dim=4, num_encoder_layers=1, num_decoder_layers=1),
     "umt5": T5Config(
         **_SIZES,
         head_dim=3,

@@ -1,4 +1,7 @@
-"""What every measure of activations must keep: a new one is tested here the day it lands."""
+"""What every measure of activations must keep: a new one is tested here the day it lands.
+
+All of them run in one jitted pass, as the driver runs them, compiled once for each shape.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from functools import lru_cache
 import jax
 import numpy as np
 import pytest
-from activation_cases import FORMS, case, jitted
+from activation_cases import FORMS, case
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from saturation.measures import MEASURES
@@ -16,13 +19,65 @@ from saturation.measures.forwards import Forwards
 
 ACTIVATIONS = [m for m in MEASURES.values() if isinstance(m, ActivationMeasure)]
 measures = pytest.mark.parametrize("measure", ACTIVATIONS, ids=lambda measure: measure.name)
+forms = pytest.mark.parametrize("form", FORMS)
 LENGTHS = {"encoder_length": 8, "decoder_length": 6}
+TRACES = []
+
+
+def observe_all(config, params, encoder_tokens, decoder_tokens, scale=1000.0):
+    forwards = Forwards(config, params, encoder_tokens, decoder_tokens, scale)
+    return {measure.name: measure.observe(forwards) for measure in ACTIVATIONS}
 
 
 @lru_cache
-def compiled(measure, form="v1_0"):
-    """One compiled pass for all tests, which use the same few shapes."""
-    return jitted(measure, FORMS[form])
+def compiled(form="v1_0"):
+    """The pass of every measure, jitted as the driver does it, but for the scale, traced here."""
+
+    @jax.jit
+    def observe(params, encoder_tokens, decoder_tokens, scale=1000.0):
+        TRACES.append(form)
+        return observe_all(FORMS[form], params, encoder_tokens, decoder_tokens, scale)
+
+    return observe
+
+
+@lru_cache
+def observed(form="v1_0"):
+    _, _, params, tokens = case(form, **LENGTHS)
+    return jax.device_get(compiled(form)(params, *tokens))
+
+
+@lru_cache
+def observed_padded(form):
+    _, _, params, (encoder, decoder) = case(form, **LENGTHS)
+    encoder, decoder = np.pad(encoder, ((0, 2), (0, 3))), np.pad(decoder, ((0, 2), (0, 2)))
+    return jax.device_get(compiled(form)(params, encoder, decoder))
+
+
+@lru_cache
+def observed_by_sequence():
+    _, _, params, tokens = case(**LENGTHS)
+    rows = range(len(tokens[0]))
+    observe = compiled()
+    return [jax.device_get(observe(params, *(t[row : row + 1] for t in tokens))) for row in rows]
+
+
+@lru_cache
+def observed_eagerly():
+    config, _, params, tokens = case(**LENGTHS)
+    return jax.device_get(observe_all(config, params, *tokens))
+
+
+@lru_cache
+def observed_on(devices):
+    """A batch of 8 rows, spread over so many devices."""
+    _, _, params, tokens = case(**LENGTHS)
+    rows = np.arange(8) % 3
+    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    over_data = NamedSharding(mesh, PartitionSpec("data"))
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    tokens = jax.device_put(tuple(t[rows] for t in tokens), over_data)
+    return jax.device_get(compiled()(params, *tokens))
 
 
 def assert_same(found, expected, rtol=1e-5):
@@ -36,10 +91,10 @@ def assert_same(found, expected, rtol=1e-5):
 
 
 @measures
-@pytest.mark.parametrize("form", FORMS)
+@forms
 def test_every_scope_has_every_statistic_as_a_scalar_from_shapes_alone(measure, form):
-    config, _, params, tokens = case(form, **LENGTHS)
-    found = jax.eval_shape(jitted(measure, config), params, *tokens)
+    _, _, params, tokens = case(form, **LENGTHS)
+    found = jax.eval_shape(compiled(form), params, *tokens)[measure.name]
     assert found
     for scope, statistics in found.items():
         assert set(statistics) == set(measure.statistics), scope
@@ -48,77 +103,57 @@ def test_every_scope_has_every_statistic_as_a_scalar_from_shapes_alone(measure, 
 
 
 @measures
-def test_pure_and_the_same_under_jit(measure):
-    config, _, params, tokens = case(**LENGTHS)
+def test_jit_is_eager(measure):
+    assert_same(observed()[measure.name], observed_eagerly()[measure.name])
+
+
+def test_pure():
+    _, _, params, tokens = case(**LENGTHS)
     kept = jax.tree.map(np.array, (params, tokens))
-    eager = measure.observe(Forwards(config, params, *tokens))
-    observe = compiled(measure)
-    first, second = observe(params, *tokens), observe(params, *tokens)
-    assert_same(first, eager)
-    jax.tree.map(np.testing.assert_array_equal, first, second)
+    first = jax.device_get(compiled()(params, *tokens))
+    jax.tree.map(np.testing.assert_array_equal, first, observed())
     jax.tree.map(np.testing.assert_array_equal, (params, tokens), kept)
 
 
-@measures
-def test_neither_a_second_batch_nor_another_scale_recompiles(measure):
-    config, _, params, tokens = case(**LENGTHS)
-    _, _, other_params, other_tokens = case(seed=1, **LENGTHS)
-    traces = []
-    observe = jitted(measure, config, traces)
-    observe(params, *tokens, 1000.0)
-    observe(other_params, *other_tokens, 10.0)
-    assert len(traces) == 1
+def test_neither_a_second_batch_nor_another_scale_recompiles():
+    _, _, params, tokens = case(**LENGTHS)
+    compiled()(params, *tokens, 1000.0)
+    traced = len(TRACES)
+    _, _, params, tokens = case(seed=1, **LENGTHS)
+    compiled()(params, *tokens, 10.0)
+    assert len(TRACES) == traced > 0
 
 
 @measures
-@pytest.mark.parametrize("form", FORMS)
+@forms
 def test_padding_never_matters(measure, form):
-    _, _, params, (encoder, decoder) = case(form, **LENGTHS)
-    observe = compiled(measure, form)
-    expected = observe(params, encoder, decoder)
-    columns = observe(params, np.pad(encoder, ((0, 0), (0, 3))), np.pad(decoder, ((0, 0), (0, 2))))
-    assert_same(columns, expected)
-    rows = ((0, 2), (0, 0))
-    assert_same(observe(params, np.pad(encoder, rows), np.pad(decoder, rows)), expected)
+    """Neither further columns of padding nor whole rows of it."""
+    assert_same(observed_padded(form)[measure.name], observed(form)[measure.name])
 
 
 @measures
 def test_sums_add_up_over_sequences(measure):
-    _, _, params, (encoder, decoder) = case(batch=3, **LENGTHS)
-    observe = compiled(measure)
-    parts = [observe(params, encoder[rows], decoder[rows]) for rows in (slice(2), slice(2, 3))]
+    parts = [part[measure.name] for part in observed_by_sequence()]
     total = {
         scope: {
-            name: COMBINE[rule].reduce([np.asarray(part[scope][name]) for part in parts])
+            name: COMBINE[rule].reduce([part[scope][name] for part in parts])
             for name, rule in measure.statistics.items()
         }
         for scope in parts[0]
     }
-    assert_same(total, observe(params, encoder, decoder))
+    assert_same(total, observed()[measure.name])
 
 
 @measures
 def test_eight_devices_are_one(measure):
     assert jax.device_count() == 8
-    _, _, params, (encoder, decoder) = case(batch=3, **LENGTHS)
-    rows = np.arange(16) % 3
-    tokens = encoder[rows], decoder[rows]
-    observe = compiled(measure)
-    expected = observe(params, *tokens)
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    over_data = NamedSharding(mesh, PartitionSpec("data"))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    found = observe(jax.device_put(params, everywhere), *jax.device_put(tokens, over_data))
-    assert_same(jax.device_get(found), expected)
+    assert_same(observed_on(8)[measure.name], observed_on(1)[measure.name])
 
 
 @measures
 def test_metrics_do_not_change_their_inputs_and_cover_every_step(measure):
-    _, _, params, tokens = case(**LENGTHS)
-    for scope, sums in jax.device_get(compiled(measure)(params, *tokens)).items():
-        column = {
-            name: np.array([value, np.nan, value], np.float64) for name, value in sums.items()
-        }
+    for scope, sums in observed()[measure.name].items():
+        column = {k: np.array([value, np.nan, value], np.float64) for k, value in sums.items()}
         kept = {name: values.copy() for name, values in column.items()}
         metrics = measure.metrics(column)
         assert metrics, scope

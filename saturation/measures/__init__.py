@@ -14,8 +14,11 @@ from saturation.measures.base import ActivationMeasure, Measure
 from saturation.measures.direction import DIRECTION
 from saturation.measures.heads import HEADS
 from saturation.measures.norms import NORMS
+from saturation.measures.saturation import SATURATION
 
-MEASURES: dict[str, Measure] = {measure.name: measure for measure in (NORMS, DIRECTION, HEADS)}
+MEASURES: dict[str, Measure] = {
+    measure.name: measure for measure in (NORMS, DIRECTION, SATURATION, HEADS)
+}
 
 
 def find_measures(names: Sequence[str]) -> tuple[Measure, ...]:

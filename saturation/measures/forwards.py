@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
@@ -60,7 +61,7 @@ class Forwards:
         params: Parameters,
         encoder_input_tokens: Int[ArrayLike, "batch encoder_length"],
         decoder_input_tokens: Int[ArrayLike, "batch decoder_length"],
-        scale: float = 1000.0,
+        scale: ArrayLike = 1000.0,
         terms: int = 4,
     ) -> None:
         self.config = config
@@ -108,6 +109,28 @@ class Forwards:
     def attention_limit(self) -> Taps:
         """The taps with every attention at τ = 0 (MEASURES §6)."""
         return self.taps(self.params, temperature=0.0)
+
+    @cached_property
+    def scaled(self) -> Taps:
+        """The taps of f(x; cθ), in float64 where x64 is on: states grow as c^3 and more."""
+        wide = jnp.result_type(float)
+        scale = jnp.asarray(self.scale, wide)
+        return self.taps(jax.tree.map(lambda p: scale * jnp.asarray(p, wide), self.params))
+
+    @cached_property
+    def scaled_in_range(self) -> dict[str, Bool[Array, "batch 1"]]:
+        """Whether all squares of a sequence's scaled states are finite up to each layer.
+
+        Beyond, the next norm would divide by infinity and go on with zeros.
+        """
+        in_range = jnp.ones((len(self.encoder_input_tokens), 1), bool)
+        found = {}
+        for scope in self.layers:
+            squares = jnp.square(self.scaled[scope]).sum(axis=-1)
+            finite = jnp.isfinite(squares) | ~self.valid(scope)
+            in_range = in_range & finite.all(axis=-1, keepdims=True)
+            found[scope] = in_range
+        return found
 
     @cached_property
     def attentions(self) -> dict[str, AttentionWeights]:

@@ -1,0 +1,109 @@
+"""How far a network is saturated (MEASURES §7): cosines of its layers to those of its limits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saturation.measures.base import ActivationMeasure, Rule, Statistics
+from saturation.measures.means import mean_and_error, sum_names, sums_over_sequences
+
+if TYPE_CHECKING:
+    from jax import Array
+
+    from saturation.measures.forwards import AttentionWeights, Forwards
+
+COSINES = ("cosine_attention_limit", "cosine_scaled")
+MEANS = (*COSINES, "total_variation")
+COUNTS = ("tokens", "excluded_scaled")
+STATISTICS: dict[str, Rule] = dict.fromkeys(
+    (*COUNTS, *(each for name in MEANS for each in sum_names(name))), "sum"
+)
+
+
+def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
+    """Return the sums of every layer and every head; those that a scope has none of are 0."""
+    found = {scope: _layer_sums(forwards, scope) for scope in forwards.layers}
+    for path, attention in forwards.attentions.items():
+        by_head = _head_sums(attention)
+        for head in range(forwards.config.num_heads):
+            found[f"{path}/head_{head}"] = {name: sums[head] for name, sums in by_head.items()}
+    return {scope: _filled(sums) for scope, sums in found.items()}
+
+
+def _layer_sums(forwards: Forwards, scope: str) -> dict[str, Array]:
+    valid = forwards.valid(scope)
+    state = forwards.soft[scope]
+    counted = {
+        "cosine_attention_limit": (forwards.attention_limit[scope], valid),
+        "cosine_scaled": (forwards.scaled[scope], valid & forwards.scaled_in_range[scope]),
+    }
+    sums = {"tokens": valid.sum(), "excluded_scaled": (valid & ~counted["cosine_scaled"][1]).sum()}
+    for name, (limit, included) in counted.items():
+        sums |= sums_over_sequences(name, cosine(state, limit), included)
+    return sums
+
+
+def _head_sums(attention: AttentionWeights) -> dict[str, Array]:
+    """Return {statistic: (heads,)}; the total variation is ½ Σ_k |w_1 - w_0| of each query."""
+    import jax.numpy as jnp
+
+    difference = jnp.abs(attention.soft - attention.saturated).sum(axis=-1) / 2
+    by_head = jnp.swapaxes(difference, 0, 1)  # (heads, batch, query)
+    tokens = jnp.full(len(by_head), attention.queries.sum())
+    return {"tokens": tokens, **sums_over_sequences("total_variation", by_head, attention.queries)}
+
+
+def _filled(sums: dict[str, Array]) -> dict[str, Array]:
+    import jax.numpy as jnp
+
+    wide = jnp.result_type(float)
+    zero = jnp.zeros((), wide)
+    return {name: sums[name].astype(wide) if name in sums else zero for name in STATISTICS}
+
+
+def cosine(a: Array, b: Array) -> Array:
+    """Return ⟨a, b⟩/(‖a‖‖b‖) over the last axis, in the widest float there is; 0 of a zero vector.
+
+    Both are first divided by their largest entry, so that no square overflows: states of a
+    network of scaled parameters reach 1e17.
+    """
+    import jax.numpy as jnp
+
+    def unit(x: Array) -> Array:
+        x = x.astype(jnp.result_type(float))
+        largest = jnp.abs(x).max(axis=-1, keepdims=True)
+        x = x / jnp.where(largest == 0, 1, largest)
+        norm = jnp.sqrt((x * x).sum(axis=-1, keepdims=True))
+        return x / jnp.where(norm == 0, 1, norm)
+
+    return (unit(a) * unit(b)).sum(axis=-1)
+
+
+def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
+    """Return the mean cosines of a layer, or the mean total variation of a head, with their errors.
+
+    cosine_attention_limit, cosine_scaled: mean over tokens of cos(h, h′), h the residual stream
+    after the layer and h′ the same with every attention at τ = 0, and with every parameter times
+    c. total_variation: mean over queries of ½ Σ|w_1 - w_0|. Each has its standard error over
+    sequences, `…_stderr`. tokens is their number, and excluded_scaled how many of them
+    cosine_scaled leaves out, since f(x; cθ) leaves the range of its dtype there.
+    """
+    values = {"tokens": statistics["tokens"]}
+    for name in MEANS:
+        values |= mean_and_error(name, statistics)
+    if any(name in values for name in COSINES):
+        values["excluded_scaled"] = statistics["excluded_scaled"]
+    return values
+
+
+SATURATION = ActivationMeasure(
+    name="saturation",
+    definition="cosine of each layer to its attention limit and to f(x; cθ), and total variation "
+    "of each head's weights to those at τ = 0",
+    source="Merrill et al. 2021 (arXiv 2010.09697), §4; attention limit and total variation ours",
+    statistics=STATISTICS,
+    observe=observe,
+    metrics=metrics,
+)

@@ -1,0 +1,165 @@
+"""Saturation of a network against brute force in float64 numpy and the golden ×1000 states."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from activation_cases import FORMS, case, observe_table, valid_rows
+from t5_reference import nested, read_hugging_face, reference_t5
+
+from saturation.measures.forwards import Forwards
+from saturation.measures.reduce import enable_x64
+from saturation.measures.saturation import SATURATION, cosine
+from saturation.models import T5Config
+
+
+def numpy_cosine(a, b):
+    return (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+
+
+def ratio_and_error(values, valid):
+    """Mean over tokens and its standard error over sequences, written down directly."""
+    s, n = np.where(valid, values, 0).sum(1), valid.sum(1)
+    s, n = s[n > 0], n[n > 0]
+    ratio = s.sum() / n.sum()
+    variance = len(n) / (len(n) - 1) * ((s - ratio * n) ** 2).sum() / n.sum() ** 2
+    return ratio, np.sqrt(variance)
+
+
+@lru_cache
+def both(form):
+    """The case, and what the measure gives of it in float64."""
+    config, flat, params, tokens = case(form, dtype=np.float64)
+    with enable_x64(True):
+        return config, flat, tokens, observe_table(SATURATION, config, params, tokens)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("metric", "temperature", "c"),
+    [("cosine_attention_limit", 0.0, 1.0), ("cosine_scaled", 1.0, 1000.0)],
+)
+def test_layers_agree_with_brute_force(form, metric, temperature, c):
+    config, flat, tokens, found = both(form)
+    scaled = {name: c * array for name, array in flat.items()}
+    _, soft = reference_t5(config, flat, *tokens)
+    _, limit = reference_t5(config, scaled, *tokens, temperature)
+    layers = [f"encoder/layers_{i}" for i in range(config.num_encoder_layers)]
+    layers += [f"decoder/layers_{i}" for i in range(config.num_decoder_layers)]
+    for scope in [*layers, "encoder/final", "decoder/final"]:
+        valid = valid_rows(*tokens)[scope.startswith("decoder")]
+        expected, error = ratio_and_error(numpy_cosine(soft[scope], limit[scope]), valid)
+        assert found[scope][metric] == pytest.approx(expected, rel=1e-8)
+        assert found[scope][f"{metric}_stderr"] == pytest.approx(error, rel=1e-6)
+        assert found[scope]["tokens"] == valid.sum()
+        assert found[scope]["excluded_scaled"] == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_total_variation_agrees_with_brute_force(form):
+    config, flat, tokens, found = both(form)
+    _, soft = reference_t5(config, flat, *tokens)
+    for path in config.attention_names():
+        weights = soft[f"{path}/weights"]
+        top = weights >= weights.max(-1, keepdims=True) * (1 - 1e-9)
+        variation = np.abs(weights - top / top.sum(-1, keepdims=True)).sum(-1) / 2
+        valid = valid_rows(*tokens)[path.startswith("decoder")]
+        for head in range(config.num_heads):
+            metrics = found[f"{path}/head_{head}"]
+            expected, error = ratio_and_error(variation[:, head], valid)
+            assert metrics["total_variation"] == pytest.approx(expected, rel=1e-8)
+            assert metrics["total_variation_stderr"] == pytest.approx(error, rel=1e-6)
+            assert set(metrics) == {"tokens", "total_variation", "total_variation_stderr"}
+
+
+@lru_cache
+def golden(path):
+    """(config, float64 parameters, golden arrays, golden cosines) of a fixture."""
+    parameters = read_hugging_face(path / "hf" / "step_300" / "model.safetensors")
+    arrays = np.load(path / "golden" / "saturated_300.npz")
+    cosines = json.loads((path / "golden" / "saturated_300.json").read_text(encoding="utf-8"))
+    wide = {name: array.astype(np.float64) for name, array in parameters.items()}
+    return T5Config.from_parameters(parameters), nested(wide), arrays, cosines["f64"]
+
+
+def test_states_at_1000_agree_with_the_golden_ones_in_float64(fixtures):
+    config, params, arrays, cosines = golden(fixtures / "v1_0")
+    tokens = arrays["encoder_input_tokens"], arrays["decoder_input_tokens"]
+    # The golden means are over the targets' tokens, one fewer than the decoder's inputs.
+    valid = {"enc": tokens[0] > 0, "dec": arrays["decoder_target_tokens"] > 0}
+    with enable_x64(True):
+
+        @jax.jit
+        def states(params):
+            forwards = Forwards(config, params, *tokens, scale=1000.0)
+            return forwards.soft, forwards.scaled
+
+        soft, scaled = jax.device_get(states(params))
+    compared = 0
+    for stack, name in (("enc", "encoder"), ("dec", "decoder")):
+        taps = [("hidden_1", "layers_0"), ("hidden_2", "layers_1"), ("final", "final")]
+        for theirs, ours in taps:
+            here = valid[stack]
+            expected = arrays[f"x1000_{stack}_{theirs}"][here]
+            found = scaled[f"{name}/{ours}"]
+            assert found.dtype == np.float64
+            error = np.linalg.norm(found[here] - expected) / np.linalg.norm(expected)
+            assert error < 1e-6, (name, ours)
+            mean = numpy_cosine(soft[f"{name}/{ours}"], found)[here].mean()
+            assert mean == pytest.approx(cosines[f"{stack}_{theirs}"]["valid"], abs=1e-6)
+            compared += 1
+    assert compared == 6
+
+
+def test_the_measure_gives_the_golden_means_of_the_encoder(fixtures):
+    config, params, arrays, cosines = golden(fixtures / "v1_0")
+    tokens = arrays["encoder_input_tokens"], arrays["decoder_input_tokens"]
+    with enable_x64(True):
+        found = observe_table(SATURATION, config, params, tokens)
+    for scope, name in (("layers_0", "enc_hidden_1"), ("layers_1", "enc_hidden_2"), ("final",) * 2):
+        name = "enc_final" if scope == "final" else name
+        value = found[f"encoder/{scope}"]["cosine_scaled"]
+        assert value == pytest.approx(cosines[name]["valid"], abs=1e-6)
+
+
+def test_states_beyond_float32_are_left_out_and_counted():
+    """The third power of 1e7 has a square beyond float32, while one of 1e3 has not."""
+    config, _, params, tokens = case()
+    encoder_valid, decoder_valid = valid_rows(*tokens)
+
+    @jax.jit
+    def observe(scale):
+        return SATURATION.observe(Forwards(config, params, *tokens, scale))
+
+    for scale, excluded in ((1e3, False), (1e7, True)):
+        found = jax.device_get(observe(scale))
+        for scope, valid in (("encoder/layers_0", encoder_valid), ("decoder/final", decoder_valid)):
+            assert found[scope]["excluded_scaled"] == (valid.sum() if excluded else 0)
+            assert found[scope]["cosine_scaled_tokens"] == (0 if excluded else valid.sum())
+    metrics = SATURATION.metrics({k: np.array([v]) for k, v in found["encoder/layers_0"].items()})
+    assert "cosine_scaled" not in metrics
+    assert metrics["excluded_scaled"] == metrics["tokens"]
+
+
+def test_cosines_of_huge_tiny_and_zero_states():
+    x = jnp.array([[3.0, 4.0], [1e30, 1e30], [1e-30, 0.0], [0.0, 0.0]])
+    y = jnp.array([[4.0, 3.0], [1e25, -1e25], [5.0, 0.0], [1.0, 1.0]])
+    np.testing.assert_allclose(cosine(x, y), [0.96, 0.0, 1.0, 0.0], rtol=1e-6, atol=1e-7)
+
+
+def test_a_saturated_network_is_its_own_limit():
+    """Scaled far enough, attention is argmax-like and the soft network is the limit."""
+    config, flat, _, tokens = case()
+    for name in flat:
+        if name.endswith("query/kernel"):
+            flat[name] = 1e12 * flat[name]
+    params = nested({name: array.astype(np.float32) for name, array in flat.items()})
+    found = observe_table(SATURATION, config, params, tokens)
+    for scope, metrics in found.items():
+        name = "total_variation" if "/head_" in scope else "cosine_attention_limit"
+        assert metrics[name] == pytest.approx(float(name != "total_variation"), abs=1e-5)
