@@ -183,6 +183,36 @@ def fit_growth_laws(
     _print({law: fit.to_json() for law, fit in fits.items()} if as_json else fits_text(fits))
 
 
+@app.command("audit")
+def audit_trajectory(
+    trajectory: TrajectoryArgument,
+    steps: StepsOption = None,
+    every: Annotated[
+        int | None,
+        typer.Option("--every", min=1, help="The spacing there should be; inferred where even."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read every byte, not samples of large checkpoints.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for what is missing, damaged, doubled or out of place; exit 1 if anything is."""
+    from saturation.audit import audit
+    from saturation.listing import audit_text
+    from saturation.trajectory import open_trajectory
+
+    opened = open_trajectory(trajectory, steps)
+    findings = audit(opened, every, full)
+    described = {
+        "path": opened.path,
+        "steps": list(opened.steps),
+        "findings": [finding.to_json() for finding in findings],
+    }
+    _print(described if as_json else audit_text(opened, findings))
+    if findings:
+        raise typer.Exit(EXIT_FAILED)
+
+
 @app.command("report")
 def write_report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Measured runs.")],

@@ -15,6 +15,7 @@ from saturation.parts import Status
 from saturation.results import load_results
 
 if TYPE_CHECKING:
+    from saturation.audit import Finding
     from saturation.growth import Fit
     from saturation.run import Outcome
     from saturation.trajectory import Trajectory
@@ -106,6 +107,15 @@ def measured_text(outcome: Outcome, out: str) -> str:
         f"{outcome.computed} parts computed, {outcome.reused} reused, in {out}. "
         f"Next: `saturation fit {out}`, `saturation report {out} --figures DIR`."
     )
+
+
+def audit_text(trajectory: Trajectory, findings: Sequence[Finding]) -> str:
+    """Return what `audit` prints: a line a finding, and how many there are."""
+    looked = f"{trajectory.path}: {len(trajectory)} checkpoints, "
+    if not findings:
+        return f"{looked}nothing found wrong."
+    plural = "" if len(findings) == 1 else "s"
+    return "\n".join([*map(str, findings), f"{looked}{len(findings)} finding{plural}."])
 
 
 def planned_text(work: Mapping[str, Any]) -> str:
