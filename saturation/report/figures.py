@@ -12,6 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from saturation.report.growth_figure import draw_growth, draw_scopes
 from saturation.report.motion_figures import draw_direction, draw_layers, draw_steps
+from saturation.report.saturation_figures import COSINES, draw_heads, draw_saturation
 from saturation.report.series import Fits, RunTable, run_tables
 from saturation.report.style import RC, new_figure, save_figure
 
@@ -27,8 +28,8 @@ def build_figures(tables: Mapping[str, pd.DataFrame], fits: Fits) -> dict[str, F
             without curves.
 
     Returns:
-        Of growth, scopes, layers, direction and steps those for which at least one run has the
-        metrics. Each run has a part of its own in a figure; scopes shows all runs over each other.
+        Of `PLANS` those for which at least one run has the metrics. Each run has a part of its
+        own in a figure; scopes shows all runs over each other.
 
     Raises:
         ResultsError: there is no run, or a table is not a results table.
@@ -74,7 +75,7 @@ def missing_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     reasons = {}
     for name, plan in PLANS.items():
         without = [run.name for run in runs if not plan.allows(run)]
-        if without:
+        if without and not (plan.optional and len(without) == len(runs)):
             reasons[name] = f"{', '.join(without)} has no {plan.needs}"
     return reasons
 
@@ -87,11 +88,13 @@ class Plan:
         needs: what a run must have, in words that say what to measure.
         allows: whether a run has it.
         draw: the figure of the runs that have it.
+        optional: a figure that nobody misses where no run has it, since it needs a forward pass.
     """
 
     needs: str
     allows: Callable[[RunTable], bool]
     draw: Callable[[Sequence[RunTable], Fits], Figure]
+    optional: bool = False
 
 
 def _stacked(draw: Callable[[Figure | SubFigure, RunTable, Fits], None], height: float):
@@ -138,5 +141,17 @@ PLANS = {
         "direction (metrics step_norm, relative_step, alignment, radial, tangential)",
         _has("step_norm", "relative_step", "alignment", "radial", "tangential"),
         _stacked(lambda parent, run, fits: draw_steps(parent, run), 7.4),
+    ),
+    "saturation": Plan(
+        "saturation of layers (metrics such as cosine_attention_limit)",
+        lambda run: any(run.layers(metric) for metric in COSINES),
+        _stacked(lambda parent, run, fits: draw_saturation(parent, run), 8.0),
+        optional=True,
+    ),
+    "heads": Plan(
+        "positions attended by heads (metrics positions_mean, positions_fraction, entropy)",
+        _has("positions_mean", "positions_fraction", "entropy"),
+        _stacked(lambda parent, run, fits: draw_heads(parent, run), 7.8),
+        optional=True,
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,6 +127,12 @@ class RunTable:
         raise ResultsError(
             f"Run {self.name!r} holds no {metric}; it has {', '.join(sorted(self.metrics))}."
         )
+
+    def matching(self, metric: str, pattern: str) -> dict[str, Series]:
+        """Return {scope: series} of the scopes that a regular expression matches as a whole."""
+        scopes = [s for name, s in self._rows if name == metric and re.fullmatch(pattern, s)]
+        found = {scope: self.series(metric, scope) for scope in scopes}
+        return {scope: series for scope, series in found.items() if series is not None}
 
     def layers(self, metric: str) -> dict[str, dict[int, Series]]:
         """Return {stack: {layer number: series}}, layers in order of depth.
