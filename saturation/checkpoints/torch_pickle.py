@@ -67,8 +67,10 @@ def read_archive(folder: Folder, name: str) -> dict[str, DiskArray]:
                 raise _Refused("it holds no 'data.pkl' of a sensible size")
             _stored(members[prefix])
             byteorder = members.get(prefix.removesuffix("data.pkl") + "byteorder")
-            if byteorder and archive.read(byteorder) != b"little":
-                raise _Refused("its bytes are not little-endian")
+            if byteorder:
+                _stored(byteorder)
+                if archive.read(byteorder) != b"little":
+                    raise _Refused("its bytes are not little-endian")
             machine = _Machine(archive.read(members[prefix]))
             storages = _Storages(folder, name, members, prefix.removesuffix("data.pkl") + "data/")
             return _named_tensors(machine.run(), storages)
