@@ -212,6 +212,7 @@ def _numbered(folder: Folder) -> tuple[dict[int, Folder], list[tuple[str, str]]]
     """Return the numbered checkpoints directly in a folder, and what was left out and why."""
     found: dict[int, tuple[str, str, Folder]] = {}
     ignored: list[tuple[str, str]] = []
+    unknown: list[tuple[str, str, str]] = []
     candidates = list(_candidates(folder))
     numbered = [
         (name, place)
@@ -228,7 +229,7 @@ def _numbered(folder: Folder) -> tuple[dict[int, Folder], list[tuple[str, str]]]
             continue
         reason = reasons[name]
         if reason is not None:
-            ignored.append((name, reason))
+            unknown.append((name, family, reason))
         elif step in found:
             raise TrajectoryError(
                 f"{folder.path} has two checkpoints for step {step}: {found[step][0]} and {name}. "
@@ -237,6 +238,9 @@ def _numbered(folder: Folder) -> tuple[dict[int, Folder], list[tuple[str, str]]]
         else:
             found[step] = (name, family, place)
     families = sorted({family for _, family, _ in found.values()})
+    for name, family, reason in unknown:
+        alike = not families or family in families
+        ignored.append((name, reason if alike else "no checkpoint, nor named like the others"))
     if len(families) > 1:
         raise TrajectoryError(
             f"{folder.path} has numbered checkpoints of several names: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def test_what_is_unfinished_or_incomplete_is_left_out_with_the_reason(tmp_path):
         write(tmp_path / name)
     (tmp_path / "checkpoint_700" / "target.encoder.w").mkdir(parents=True)
     (tmp_path / "logs").mkdir()
+    (tmp_path / "seed_42").write_text("42")
     (tmp_path / "notes.txt").write_text("nothing")
     trajectory = open_trajectory(tmp_path)
     assert trajectory.steps == (100, 200)
@@ -63,7 +65,9 @@ def test_what_is_unfinished_or_incomplete_is_left_out_with_the_reason(tmp_path):
         "500.orbax-checkpoint-tmp",
         "checkpoint_600_tmp",
         "checkpoint_700",
+        "seed_42",
     }
+    assert ignored["seed_42"] == "no checkpoint, nor named like the others"
     assert ignored["400.orbax-checkpoint-tmp-3"] == "temporary: its writer did not finish"
     assert ignored["checkpoint_700"].startswith("incomplete or unknown: ")
 
@@ -156,3 +160,10 @@ def test_two_checkpoints_of_one_step_and_two_series_are_refused(tmp_path):
     write(tmp_path / "b" / "epoch_2")
     with pytest.raises(TrajectoryError, match=r"several names: epoch_\*, step_\*"):
         open_trajectory(tmp_path / "b")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    write(tmp_path / "step_10")
+    os.mkfifo(tmp_path / "step_20")
+    os.mkfifo(tmp_path / "step_10" / "checkpoint")
+    assert open_trajectory(tmp_path).steps == (10,)

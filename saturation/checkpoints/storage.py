@@ -8,7 +8,9 @@ too short, and a Git-LFS pointer where data should be.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -182,7 +184,8 @@ class LocalFolder(Folder):
     def _children(self) -> Mapping[str, bool]:
         try:
             with os.scandir(self.path) as entries:
-                return {entry.name: entry.is_dir() for entry in entries}
+                # Pipes and devices, which could block a reader for ever, are neither.
+                return {e.name: e.is_dir() for e in entries if e.is_dir() or e.is_file()}
         except OSError as error:
             raise CheckpointFormatError(
                 f"{self.path} cannot be listed: {error.strerror}."
@@ -195,7 +198,10 @@ class LocalFolder(Folder):
         return LocalFolder(os.path.join(self.path, name))
 
     def _size(self, name: str) -> int:
-        return os.stat(os.path.join(self.path, name)).st_size
+        found = os.stat(os.path.join(self.path, name))
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        return found.st_size
 
     def _read_into(self, name: str, start: int, buffer: memoryview) -> int:
         # preadv lets go of the interpreter lock, keeps no file position that threads could share,
