@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from saturation.checkpoints import blosc
 from saturation.checkpoints.base import DTYPES, Box, DiskArray, box_shape
 from saturation.errors import CheckpointFormatError
 
@@ -26,7 +27,7 @@ Fetch = Callable[[str], bytes | None]
 
 # The most that one byte can decompress to: deflate's limit, and a zstd block (128 KiB) from the
 # 4 bytes that can encode it. A declared size beyond that is a lie, told before memory is spent.
-_EXPANSION = {"gzip": 1100, "zlib": 1100, "zstd": 40_000}
+_EXPANSION = {"gzip": 1100, "zlib": 1100, "zstd": 40_000, "blosc": 40_000}
 _MAX_RANK = 16
 
 
@@ -127,7 +128,7 @@ def decompress(where: str, compressor: str | None, data: bytes, size: int) -> by
 
     Args:
       where: how errors name the chunk.
-      compressor: `"gzip"`, `"zlib"`, `"zstd"`, or None for plain bytes.
+      compressor: `"gzip"`, `"zlib"`, `"zstd"`, `"blosc"`, or None for plain bytes.
       data: the chunk as stored.
       size: the size in bytes that the chunk must have.
 
@@ -140,6 +141,8 @@ def decompress(where: str, compressor: str | None, data: bytes, size: int) -> by
         raise CheckpointFormatError(
             f"{where} is truncated or damaged: its {len(data)} bytes cannot hold {size}."
         )
+    elif compressor == "blosc":
+        raw = blosc.unpack(where, data, size)
     else:
         raw = _inflate(where, compressor, data, size + 1)
     if len(raw) != size:
