@@ -262,6 +262,28 @@ def run_experiment_file(
     typer.echo(run_experiment(load_config(config, _parse_overrides(overrides), ExperimentConfig)))
 
 
+@app.command("scan-snap")
+def reproduce_scan_snap(
+    figure: Annotated[int, typer.Option("--figure", help="3, 4 or 6 of arXiv 2305.16380.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for CSV, PNG and PDF.")],
+    last_tokens: Annotated[
+        str, typer.Option("--last-tokens", metavar="N[,N…]", help="Panels of figure 6.")
+    ] = "1,3,5,10",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Of figure 6.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", help="All others follow from it.")] = 0,
+) -> None:
+    """Simulate one layer of attention learning which tokens matter, beside its theory."""
+    from saturation.scan_snap.reproduce import reproduce
+
+    if not all(number.strip().isdecimal() for number in last_tokens.split(",")):
+        raise typer.BadParameter(f"--last-tokens takes whole numbers, found {last_tokens!r}")
+    numbers = [int(number) for number in last_tokens.split(",")]
+    with _progress("Training", "trainings") as progress:
+        paths = reproduce(figure, out, numbers, seeds, seed, progress)
+    for path in paths:
+        typer.echo(path)
+
+
 @app.command("export")
 def export_run(
     run: RunArgument,

@@ -33,7 +33,7 @@ FLOW = (
     ("run_weights", "run_activations"),
     ("run",),
     ("report",),
-    ("listing", "experiment"),
+    ("listing", "experiment", "scan_snap"),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(FLOW) for name in names}

@@ -1,0 +1,79 @@
+"""The layer on the true distribution: gradient flow without sampling noise, what theory is about.
+
+Sequences are without end, so that the attention of class n is c_n itself, and every class counts
+the same. Time is in units of learning rate: Ẏ = −η_Y ∂loss/∂Y, Ż = −η_Z ∂loss/∂Z, from 0.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from saturation.scan_snap.data import Language, population
+from saturation.scan_snap.model import Parameters, log_probabilities, loss
+
+
+class Flow(NamedTuple):
+    """A gradient flow, seen at evenly spaced times, the start among them.
+
+    Attributes:
+        times: float64, (times,).
+        z: scores of the tokens that class 0 draws from, (times, support).
+        residual: 1 − p(next token), averaged over the classes, (times,).
+    """
+
+    times: Float[np.ndarray, " times"]
+    z: Float[np.ndarray, "times support"]
+    residual: Float[np.ndarray, " times"]
+
+
+def flow(language: Language, rate_y: float, rate_z: float, end: float, steps: int) -> Flow:
+    """Integrate the gradient flow from Y = Z = 0 by the midpoint rule.
+
+    Args:
+        language: the true distribution.
+        rate_y: η_Y.
+        rate_z: η_Z.
+        end: time to integrate to.
+        steps: of equal length; the error falls with their number squared.
+    """
+    shape = (language.size, language.size)
+    start = Parameters(jnp.zeros(shape), jnp.zeros(shape))
+    rates = jnp.asarray([rate_y, rate_z], jnp.float32)
+    z, residual = _integrate(language, steps, start, rates, jnp.asarray(end / steps, jnp.float32))
+    times = np.linspace(0, end, steps + 1)
+    return Flow(times, np.asarray(z, np.float64), np.asarray(residual, np.float64))
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _integrate(
+    language: Language,
+    steps: int,
+    start: Parameters,
+    rates: Float[Array, " 2"],
+    step: Float[Array, ""],
+) -> tuple[Float[Array, "times support"], Float[Array, " times"]]:
+    everything = population(language)
+    gradient = jax.grad(loss)
+
+    def moved(at: Parameters, along: Parameters, length: Array) -> Parameters:
+        slope = gradient(along, everything)
+        return Parameters(
+            y=at.y - length * rates[0] * slope.y, z=at.z - length * rates[1] * slope.z
+        )
+
+    def seen(at: Parameters) -> Any:
+        right = jnp.exp(log_probabilities(at, everything))
+        return at.z[everything.last[0], everything.tokens[0]], 1 - jnp.mean(right)
+
+    def advance(at: Parameters, _: None) -> Any:
+        return moved(at, moved(at, at, step / 2), step), seen(at)
+
+    final, history = jax.lax.scan(advance, start, None, length=steps)
+    ends = jax.tree.map(lambda array: array[None], seen(final))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), history, ends)
