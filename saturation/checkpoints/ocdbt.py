@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 from saturation.checkpoints.retry import redacted
 from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.zarr import Fetch
 from saturation.errors import CheckpointFormatError
 
 MANIFEST = "manifest.ocdbt"
+_CACHE_BYTES = 4 * 2**20  # for the nodes of the tree that leads to the values
 
 
 class Store:
@@ -21,7 +24,14 @@ class Store:
         import tensorstore as ts
 
         self._where = folder.path
-        spec = {"driver": "ocdbt", "base": folder.kvstore()}
+        spec = {
+            "driver": "ocdbt",
+            "base": folder.kvstore(),
+            "context": {"cache_pool": {"total_bytes_limit": _CACHE_BYTES}},
+        }
+        # A checkpoint does not change: nodes of the tree read since now need no second look,
+        # which over a network would be a request for each chunk.
+        self._opened = time.time()
         self._store = self._call(lambda: ts.KvStore.open(spec).result())
         listed = self._call(lambda: self._store.list().result())
         self.keys = frozenset(key.decode(errors="replace") for key in listed)
@@ -33,7 +43,9 @@ class Store:
     def _read(self, key: str) -> bytes | None:
         if key not in self.keys:
             return None
-        return bytes(self._call(lambda: self._store.read(key).result().value))
+        fresh = self._opened
+        found = self._call(lambda: self._store.read(key, staleness_bound=fresh).result())
+        return bytes(found.value)
 
     def _call(self, action):
         try:

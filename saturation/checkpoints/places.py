@@ -166,6 +166,9 @@ class Bucket(Place):
             if self._system is None:
                 # Refused to nobody, it is asked for by name: no matter for a log on the screen.
                 logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+                # On import, gcsfs would otherwise be set to ask first which kind a bucket is, which
+                # takes a right that readers of public buckets lack.
+                os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
                 # A shared instance would keep the listings and the endpoint of an earlier day.
                 self._system = fsspec.filesystem(
                     self._scheme,
