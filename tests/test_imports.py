@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "saturation"
 # "Data flows one way". Modules of one line do not import each other, but for packages' own files.
 FLOW = (
     ("errors",),
-    ("signals", "progress", "scopes", "attention", "config", "limit", "series"),
+    ("signals", "progress", "scopes", "attention", "config", "limit", "series", "path_order"),
     ("models",),
     ("checkpoints",),
     ("manifest",),
@@ -37,7 +37,17 @@ FLOW = (
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(FLOW) for name in names}
-NEVER_JAX = ("report", "growth", "results", "parts", "runfolder", "scopes", "errors", "listing", "config")
+NEVER_JAX = (
+    "report",
+    "growth",
+    "results",
+    "parts",
+    "runfolder",
+    "scopes",
+    "errors",
+    "listing",
+    "config",
+)
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
