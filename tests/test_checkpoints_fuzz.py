@@ -261,7 +261,7 @@ def test_a_bomb_is_not_unpacked(kind):
 
         bomb = pa.Codec("zstd").compress(bytes(50_000_000)).to_pybytes()
     assert zarr.decompress("chunk", kind, bomb, 50_000_000) == bytes(50_000_000)
-    with pytest.raises(CheckpointFormatError, match="holds more than 1000 bytes and 1000 were"):
+    with pytest.raises(CheckpointFormatError, match="chunk is truncated or damaged: "):
         zarr.decompress("chunk", kind, bomb, 1000)
     with pytest.raises(CheckpointFormatError, match="cannot hold"):
         zarr.decompress("chunk", kind, bomb, 2**50)

@@ -18,6 +18,7 @@ import numpy as np
 
 from saturation.checkpoints import blosc
 from saturation.checkpoints.base import DTYPES, Box, DiskArray, box_shape
+from saturation.checkpoints.json_cost import refuse_heavy_json
 from saturation.errors import CheckpointFormatError
 
 DESCRIPTION = ".zarray"
@@ -123,7 +124,7 @@ class ZarrArray(ChunkedArray):
         return np.frombuffer(raw, self.dtype).reshape(self._chunks, order=self._order)
 
 
-def decompress(where: str, compressor: str | None, data: bytes, size: int) -> bytes:
+def decompress(where: str, compressor: str | None, data: bytes, size: int) -> bytes | memoryview:
     """Return the `size` bytes that `data` holds, never spending memory on more.
 
     Args:
@@ -144,7 +145,7 @@ def decompress(where: str, compressor: str | None, data: bytes, size: int) -> by
     elif compressor == "blosc":
         raw = blosc.unpack(where, data, size)
     else:
-        raw = _inflate(where, compressor, data, size + 1)
+        raw = _inflate(where, compressor, data, size)
     if len(raw) != size:
         raise CheckpointFormatError(
             f"{where} is truncated or damaged: it holds {'more than ' * (len(raw) > size)}"
@@ -153,15 +154,15 @@ def decompress(where: str, compressor: str | None, data: bytes, size: int) -> by
     return raw
 
 
-def _inflate(where: str, compressor: str, data: bytes, limit: int) -> bytes:
+def _inflate(where: str, compressor: str, data: bytes, size: int) -> bytes | memoryview:
     try:
         if compressor == "zstd":
             import pyarrow as pa
 
-            with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
-                return stream.read(limit)
+            # The codec refuses whatever does not have exactly this size.
+            return memoryview(pa.Codec("zstd").decompress(data, decompressed_size=size))
         # 47: gzip or zlib, whichever the header says.
-        return zlib.decompressobj(47).decompress(data, limit)
+        return zlib.decompressobj(47).decompress(data, size + 1)
     except (zlib.error, OSError, ValueError) as error:
         raise CheckpointFormatError(
             f"{where} is truncated or damaged: {compressor} says {str(error).strip()!r}."
@@ -176,6 +177,7 @@ def parse_metadata(described: str, data: bytes | None, version: int) -> dict[str
     """
     if data is None:
         raise CheckpointFormatError(f"{described} is missing, which describes the array.")
+    refuse_heavy_json(described, data)
     try:
         meta = json.loads(data)
     except (ValueError, RecursionError) as error:
