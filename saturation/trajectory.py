@@ -100,7 +100,13 @@ class Trajectory:
         """
         if steps is None:
             return self
-        wanted = _in_range(steps, self) if isinstance(steps, str) else tuple(steps)
+        expected: tuple[int, ...] = ()
+        if isinstance(steps, str):
+            wanted = _in_range(steps, self.steps, self.steps[0])
+            # Of the steps that there should be, those that were asked for.
+            expected = _in_range(steps, self.expected, self.steps[0])
+        else:
+            wanted = tuple(steps)
         if absent := [step for step in wanted if step not in self._folders]:
             raise TrajectoryError(_absent(self.path, absent, self.steps))
         if not wanted:
@@ -108,7 +114,7 @@ class Trajectory:
                 f"{self.path}: no step is in {steps!r}; there are {_listed(self.steps)}."
             )
         folders = {step: self._folders[step] for step in wanted}
-        return Trajectory(self.path, folders, self.ignored, self.expected)
+        return Trajectory(self.path, folders, self.ignored, expected)
 
 
 def open_trajectory(
@@ -308,7 +314,8 @@ def _single(folder: Folder, ignored: Sequence[tuple[str, str]]) -> dict[int, Fol
     return {numbers[0] if numbers else 0: folder}
 
 
-def _in_range(text: str, trajectory: Trajectory) -> tuple[int, ...]:
+def _in_range(text: str, steps: Sequence[int], start_at: int) -> tuple[int, ...]:
+    """Return the steps that START:STOP:EVERY selects; `start_at` stands for a START left out."""
     parts = text.split(":")
     if len(parts) > 3 or any(part and not part.isdecimal() for part in parts) or text == "":
         raise TrajectoryError(
@@ -319,10 +326,10 @@ def _in_range(text: str, trajectory: Trajectory) -> tuple[int, ...]:
     start, stop, every = (int(part) if part else None for part in (*parts, "")[:3])
     if every == 0:
         raise TrajectoryError(f"steps {text!r}: EVERY must be at least 1.")
-    first = trajectory.steps[0] if start is None else start
+    first = start_at if start is None else start
     return tuple(
         step
-        for step in trajectory.steps
+        for step in steps
         if step >= first
         and (stop is None or step <= stop)
         and (every is None or (step - first) % every == 0)

@@ -91,6 +91,18 @@ def test_a_spacing_that_is_given(run):
     assert [f.steps for f in found(run, every=50)] == [(s,) for s in range(50, 700, 100)]
 
 
+def test_the_steps_that_a_manifest_lists(run):
+    manifest = run / "run.yaml"
+    manifest.write_text(f"url: {run}\nsteps: 0:900:100\n")
+    shutil.rmtree(run / "step_300")
+    steps = {None: [300, 800, 900], "400:900:100": [800, 900], "0:200:": [], "::200": [800]}
+    for asked, missing in steps.items():
+        findings = audit(open_trajectory(manifest, asked))
+        assert [f.steps for f in findings] == [(step,) for step in missing], asked
+        assert all("the trajectory's manifest lists it" in f.evidence for f in findings)
+    assert audit(open_trajectory(manifest, [0, 100])) == []
+
+
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
