@@ -78,6 +78,7 @@ def shared_parameters(trajectory: Trajectory, common_only: bool = False) -> dict
     Raises:
       MeasureError: the checkpoints differ, and `common_only` was not asked for.
     """
+    trajectory.open_all()
     first, *others = trajectory.steps
     shared = dict(trajectory[first].parameters)
     for step in others:

@@ -22,7 +22,7 @@ from saturation.parts import write_part
 from saturation.plan import Job, bytes_to_read
 from saturation.progress import Progress
 from saturation.runfolder import RunFolder
-from saturation.stream import blocks, read_through
+from saturation.stream import blocks, blocks_ahead, read_through
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import Box, Parameter
@@ -51,8 +51,9 @@ class WeightStream:
         """Do all jobs; after an error or a stop, finish the arrays at hand and begin no other."""
         self.progress.start(bytes_to_read(todo, self.parameters))
         workers = _workers(jax.default_backend())
+        readers_each = 1 + blocks_ahead(self.trajectory)
         with (
-            ThreadPoolExecutor(2 * workers, "read") as readers,
+            ThreadPoolExecutor(workers * readers_each, "read") as readers,
             ThreadPoolExecutor(workers, "measure") as pool,
         ):
             finished = [pool.submit(self._unless_halted, job, readers) for job in todo]

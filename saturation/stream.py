@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 32 * 2**20
 AHEAD = 1  # blocks that are read while the one before is computed on
+# Over a network a block takes many times as long to come as to be computed on.
+AHEAD_REMOTE = 4
 _ALIGNMENT = 64  # as JAX needs it to use a NumPy buffer where it lies, on the CPU
 
 
@@ -41,19 +43,25 @@ def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return raw[offset : offset + nbytes].view(dtype).reshape(shape)
 
 
+def blocks_ahead(trajectory: Trajectory) -> int:
+    """Return how many blocks of an array are being read while one is computed on."""
+    return AHEAD_REMOTE if trajectory.remote else AHEAD
+
+
 def read_through(
     trajectory: Trajectory, name: str, box: Box, steps: Sequence[int], readers: Executor
 ) -> Iterator[np.ndarray]:
     """Yield one block of an array at each step, flat, its elements in the same order at every step.
 
-    The next block is being read while the caller uses one. A yielded array stays untouched until
+    The next blocks are being read while the caller uses one. A yielded array stays untouched until
     the caller has asked for the second one after it; the first stays untouched throughout.
     """
     shape = tuple(part.stop - part.start for part in box)
     dtype = trajectory[steps[0]].parameters[name].dtype
+    ahead = blocks_ahead(trajectory)
     buffers = itertools.chain(
         [aligned_empty(shape, dtype)],
-        itertools.cycle([aligned_empty(shape, dtype) for _ in range(AHEAD + 2)]),
+        itertools.cycle([aligned_empty(shape, dtype) for _ in range(ahead + 2)]),
     )
 
     def read(step: int, buffer: np.ndarray) -> np.ndarray:
@@ -66,7 +74,7 @@ def read_through(
     pending: deque[Future[np.ndarray]] = deque()
     try:
         for _ in steps:
-            while len(pending) <= AHEAD and (request := next(requests, None)):
+            while len(pending) <= ahead and (request := next(requests, None)):
                 pending.append(readers.submit(read, *request))
             block = pending.popleft().result()
             order = order or ("C" if block.flags.c_contiguous else "F")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ class Served:
       status: answer every request so.
       token: what a request must bear.
       ranges: whether byte ranges are understood.
+      cut: send half of each range.
+      page: how many entries a page of a listing has.
+      delay: seconds that each answer takes.
+      at_once: how many requests were being answered at the same time, at most.
     """
 
     url: str = ""
@@ -39,6 +44,9 @@ class Served:
     ranges: bool = True
     cut: bool = False
     page: int = 1000
+    delay: float = 0.0
+    at_once: int = 0
+    under_way: int = 0
 
     def sent(self, part: str = "") -> int:
         """Bytes of content sent under paths with `part` in them."""
@@ -58,6 +66,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
+        served = self.served
+        with self.lock:
+            served.under_way += 1
+            served.at_once = max(served.at_once, served.under_way)
+        try:
+            time.sleep(served.delay)
+            self.handle_request()
+        finally:
+            with self.lock:
+                served.under_way -= 1
+
+    def handle_request(self) -> None:
         served = self.served
         with self.lock:
             self._number = len(served.requests)

@@ -9,13 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from checkpoint_writers import nested, t5_parameters
 from made_trajectory import write_trajectory
 from servers import Served, hub
 
+import saturation
 from saturation.checkpoints import open_folder
 from saturation.checkpoints.hub import parse_url
 from saturation.errors import CheckpointFormatError, TrajectoryError
+from saturation.run import measure
+from saturation.stream import blocks_ahead
 from saturation.trajectory import open_trajectory
 
 pytest.importorskip("aiohttp", reason="reading the hub needs aiohttp (the extra 'hub')")
@@ -75,6 +80,48 @@ def test_a_revision_is_a_checkpoint_and_a_tag_may_hold_many(served: Served, loca
     assert_same(open_trajectory("hf://org/model@v1/step_10"), open_trajectory(local, [10]))
     file = open_trajectory("hf://org/model@v1/step_10/model.safetensors")
     assert file.format == "huggingface"
+
+
+def test_the_table_is_that_of_the_local_folder(served: Served, local: Path, tmp_path: Path) -> None:
+    tables = []
+    for number, path in enumerate((local, "hf://org/model@step_*")):
+        out = str(tmp_path / f"run_{number}")
+        measure(open_trajectory(path), ["norms", "direction"], out)
+        tables.append(saturation.load_results(out))
+    assert len(tables[0]) > 100
+    assert tables[0].equals(tables[1])
+
+
+def test_revisions_open_and_arrays_are_read_many_at_once(served: Served, tmp_path: Path) -> None:
+    trajectory = open_trajectory("hf://org/model@step_*")
+    served.delay, served.at_once = 0.3, 0
+    trajectory.open_all()
+    assert served.at_once == len(STEPS)
+    assert blocks_ahead(trajectory) > 1
+    served.delay, served.at_once = 0.03, 0
+    measure(trajectory, ["norms"], str(tmp_path / "run"))
+    assert served.at_once > 2
+
+
+def test_orbax_s_store_is_read_where_it_lies(served: Served, monkeypatch, tmp_path: Path) -> None:
+    tree = {"params": nested(t5_parameters(3, layers=1))}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "store" / "5", tree)
+    with hub({"org/store": {"main": tmp_path / "store"}}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        server.token = TOKEN
+        found = open_trajectory("hf://org/store")
+        assert found[5].format == "orbax"
+        assert_same(found, open_trajectory(tmp_path / "store"))
+        opened = len(server.requests)
+        found[5].read("encoder/encoder_norm/scale")
+        assert len(server.requests) - opened <= 2  # an answer that leads on, and the bytes
+
+        server.token = "another"
+        with pytest.raises(TrajectoryError) as raised:
+            open_trajectory("hf://org/store")
+        assert TOKEN not in str(raised.value)
 
 
 def test_long_trees_come_in_pages(served: Served, local: Path) -> None:

@@ -101,11 +101,6 @@ class Hub(Place):
         data, _ = self._client.range(address, start, stop, _headers())
         return exactly(data, start, stop)
 
-    def kvstore(self, path: str) -> dict[str, Any]:  # noqa: D102
-        headers = [f"{name}: {value}" for name, value in _headers().items()]
-        base = f"{self._resolve}{_below(path)}/"
-        return {"driver": "http", "base_url": base, "headers": headers}
-
 
 def endpoint() -> str:
     """Return the hub's address, HF_ENDPOINT as it is now or the public one."""

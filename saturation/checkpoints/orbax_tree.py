@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 from saturation.checkpoints import msgpack_index, zarr, zarr3
 from saturation.checkpoints.base import DiskArray
+from saturation.checkpoints.lazy import cached_property
 from saturation.checkpoints.ocdbt import MANIFEST, Store
 from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.t5x import folder_fetch

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from saturation.checkpoints.retry import Denied, redacted, retrying
-from saturation.errors import CheckpointFormatError
 
 # A public bucket is read by nobody in particular; what it refuses to nobody, the user may read.
 _IDENTITIES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
@@ -75,16 +74,9 @@ class Place(ABC):
           OSError: they cannot be had.
         """
 
-    def kvstore(self, path: str) -> dict[str, Any]:
-        """Return the spec by which TensorStore reads the files under `path`.
-
-        Raises:
-          CheckpointFormatError: TensorStore cannot read there.
-        """
-        raise CheckpointFormatError(
-            f"{self.url(path)} is a store that TensorStore must read (OCDBT), and it does not read "
-            "at such URLs: copy the checkpoint to a local folder, or to gs://, s3:// or https://."
-        )
+    def kvstore(self, path: str) -> dict[str, Any] | None:
+        """Return the spec by which TensorStore itself reads under `path`, or None if it cannot."""
+        return None
 
     def url(self, path: str) -> str:
         """Return how a path is shown."""
@@ -130,9 +122,9 @@ class Bucket(Place):
         whole = f"{self._name}/{path}"
         return self._call(lambda system: _exactly(system.cat_file(whole, start, stop), start, stop))
 
-    def kvstore(self, path: str) -> dict[str, Any]:  # noqa: D102
+    def kvstore(self, path: str) -> dict[str, Any] | None:  # noqa: D102
         if self._scheme not in ("gs", "s3"):
-            return super().kvstore(path)
+            return None
         driver = "gcs" if self._scheme == "gs" else "s3"
         spec: dict[str, Any] = {"driver": driver, "bucket": self._name, "path": f"{path}/"}
         if driver == "s3":

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from saturation.checkpoints.bridge import bridged
 from saturation.checkpoints.cache import DiskCache, Recent
 from saturation.checkpoints.parallel import each
 from saturation.checkpoints.places import Bucket, File, Listing, Place
@@ -117,7 +118,7 @@ class RemoteFolder(Folder):
         return self._file(self._inside(name)).digest
 
     def kvstore(self) -> dict[str, Any]:  # noqa: D102
-        return self._store.place.kvstore(self._prefix)
+        return self._store.place.kvstore(self._prefix) or bridged(self)
 
     def _children(self) -> Mapping[str, bool]:
         return {name: not isinstance(entry, File) for name, entry in self._listing.items()}

@@ -13,10 +13,10 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from saturation.checkpoints.lazy import cached_property
 from saturation.errors import CheckpointFormatError
 
 _LFS = b"version https://git-lfs"
