@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
+
 
 @dataclass
 class Served:
@@ -232,3 +235,11 @@ def _entry(root: Path, file: Path) -> dict[str, object]:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         entry["lfs"] = {"oid": digest, "size": size, "pointerSize": 134}
     return entry
+
+
+def write_large(folder: Path) -> int:
+    """Write a checkpoint of over 100 MB, `layer/0/weight` … of 10 MB each; return its size."""
+    folder.mkdir(parents=True)
+    arrays = {f"layer.{i}.weight": np.full((2500, 1000), i, np.float32) for i in range(11)}
+    save_file(arrays, folder / "model.safetensors")
+    return (folder / "model.safetensors").stat().st_size

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from checkpoint_writers import nested, t5_parameters, write_t5x
 from made_trajectory import write_trajectory
+from servers import write_large
 
 import saturation
 from saturation.checkpoints import open_folder
@@ -125,6 +126,16 @@ def test_a_t5x_checkpoint_opens_in_few_requests(tmp_path, bucket, received) -> N
     name = "encoder/layers_0/mlp/wo/kernel"
     checkpoint.read(name, (slice(0, 8),))
     assert len(received) == opened + 1  # the one chunk that holds the slice
+
+
+def test_of_a_large_file_only_the_bytes_asked_for_travel(tmp_path, bucket, received) -> None:
+    assert write_large(tmp_path / "step_5") > 10**8
+    bucket(tmp_path, "large")
+    checkpoint = open_trajectory(f"gs://{BUCKET}/large")[5]
+    assert checkpoint.read("layer/7/weight", (slice(0, 1000),)).sum() == 7 * 10**6
+    checkpoint.read("layer/3/weight")
+    wanted = 4 * 10**6 + 10**7
+    assert wanted <= sum(received) <= 1.01 * wanted
 
 
 def test_the_dry_run_says_what_is_read(tmp_path, bucket, received) -> None:

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from checkpoint_writers import nested, t5_parameters
 from made_trajectory import write_trajectory
-from servers import Served, hub
+from servers import Served, hub, write_large
 
 import saturation
 from saturation.checkpoints import open_folder
@@ -90,6 +90,17 @@ def test_the_table_is_that_of_the_local_folder(served: Served, local: Path, tmp_
         tables.append(saturation.load_results(out))
     assert len(tables[0]) > 100
     assert tables[0].equals(tables[1])
+
+
+def test_of_a_large_file_only_the_bytes_asked_for_travel(monkeypatch, tmp_path: Path) -> None:
+    assert write_large(tmp_path / "step_5") > 10**8
+    with hub({"org/large": {"step_5": tmp_path / "step_5"}}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        checkpoint = open_trajectory("hf://org/large@step_*")[5]
+        assert checkpoint.read("layer/7/weight", (slice(0, 1000),)).sum() == 7 * 10**6
+        checkpoint.read("layer/3/weight")
+        wanted = 4 * 10**6 + 10**7
+        assert wanted <= server.sent() <= 1.01 * wanted
 
 
 def test_revisions_open_and_arrays_are_read_many_at_once(served: Served, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from made_trajectory import t5_arrays, write_trajectory
 from safetensors.numpy import save_file
-from servers import Served, web
+from servers import Served, web, write_large
 
 from saturation.checkpoints import open_checkpoint, open_folder, retry
 from saturation.checkpoints.retry import Answer, Denied, redacted, retrying
@@ -18,8 +18,6 @@ from saturation.errors import CheckpointFormatError, TrajectoryError
 from saturation.trajectory import open_trajectory
 
 pytest.importorskip("aiohttp", reason="reading the web needs aiohttp (the extra 'hub')")
-
-LARGE = 110 * 10**6  # bytes of the checkpoint of which little is read
 
 
 @pytest.fixture
@@ -34,10 +32,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_of_a_large_file_only_the_bytes_asked_for_travel(served: Served, tmp_path: Path) -> None:
-    arrays = {f"layer.{i}.weight": np.full((2500, 1000), i, np.float32) for i in range(11)}
-    (tmp_path / "step_5").mkdir()
-    save_file(arrays, tmp_path / "step_5" / "model.safetensors")
-    assert (tmp_path / "step_5" / "model.safetensors").stat().st_size > LARGE
+    assert write_large(tmp_path / "step_5") > 10**8
     checkpoint = open_trajectory(f"{served.url}/step_5/model.safetensors")[5]
     assert served.sent() < 10_000
 
