@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -17,6 +17,9 @@ from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError, SaturationError
 
 Box = tuple[slice, ...]
+
+# Longer names are no module's, and matching patterns against them could take for ever.
+LONGEST_NAME = 1000
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # The formats' own spellings differ; these are the types that weights and their companions have.
@@ -312,6 +315,16 @@ class Source:
         return tuple(
             slice(taken[axis], taken[axis] + 1) if axis in taken else next(rest)
             for axis in range(rank)
+        )
+
+
+def refuse_long_names(names: Iterable[str], where: str) -> None:
+    """Raise `CheckpointFormatError` where a name is longer than any module's."""
+    longest = max(map(len, names), default=0)
+    if longest > LONGEST_NAME:
+        raise CheckpointFormatError(
+            f"{where}: an array has a name of {longest} characters, and {LONGEST_NAME} are the "
+            "most that is read here. The checkpoint is damaged or hostile."
         )
 
 

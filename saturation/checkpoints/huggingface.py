@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from saturation.checkpoints import names
-from saturation.checkpoints.base import Checkpoint, DiskArray, Source
+from saturation.checkpoints.base import Checkpoint, DiskArray, Source, refuse_long_names
+from saturation.checkpoints.json_cost import refuse_heavy_json
 from saturation.checkpoints.safetensors import is_safetensors, read_header
 from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.torch_pickle import is_archive, read_archive
@@ -66,6 +67,7 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     arrays = _arrays(folder)
     if not arrays:
         raise CheckpointFormatError(f"{folder.path} holds no arrays.")
+    refuse_long_names(arrays, folder.path)
     kind = config.get("model_type")
     if kind in _T5_TYPES or (kind is None and names.is_hugging_face_t5(arrays)):
         arrays = _without_aliases(arrays, tied=config.get("tie_word_embeddings", True) is not False)
@@ -160,8 +162,10 @@ def _json(folder: Folder, name: str) -> dict[str, Any]:
     if folder.size(name) > _LARGEST_JSON:
         raise CheckpointFormatError(f"{folder.where(name)} is too large to be what it is called.")
     folder.head(name, 256)
+    text = folder.read(name)
+    refuse_heavy_json(folder.where(name), text)
     try:
-        found = json.loads(folder.read(name))
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointFormatError(f"{folder.where(name)} is damaged: it is no JSON.") from error
     if not isinstance(found, dict):

@@ -21,7 +21,8 @@ from saturation.errors import CheckpointFormatError
 # What is read at once: little after an array was stepped over, more and more where it goes on.
 _WINDOW, _LARGEST_WINDOW = 1024, 64 * 1024
 _MAX_DEPTH = 64
-_MAX_NODES = 1_000_000
+# Several times what the largest T5 has with its optimizer, and a hundredth of what memory holds.
+_MAX_NODES = 100_000
 _MAX_TEXT = 1024 * 1024
 _MAX_RANK = 32
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 
-from saturation.checkpoints.base import DiskArray, Source
+from saturation.checkpoints.base import DiskArray, Source, refuse_long_names
 from saturation.errors import CheckpointFormatError
 
 
@@ -78,6 +78,7 @@ _HF_MARK = re.compile(r"(encoder|decoder)\.block\.\d+\.layer\.0\.SelfAttention\.
 _SLOT = re.compile(r"_slot_(vr|vc|v|m)$|/(adam_[mv]|Adam(_1)?|Adafactor\w*|Momentum|RMSProp(_1)?)$")
 _SPLIT_HEADS = {"query": 1, "key": 1, "value": 1, "out": 0}
 _ATTENTION = re.compile(r"(?:encoder|decoder)/.*attention/(query|key|value|out)/kernel")
+_MAX_LAYERS = 1000
 _FUSED = {
     "qkv_fused": ("query", "key", "value"),
     "kv_fused": ("key", "value"),
@@ -245,6 +246,7 @@ def t5x(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:
     Raises:
       CheckpointFormatError: two arrays are one parameter, or stacked layers do not agree.
     """
+    refuse_long_names(arrays, where)
     sources: dict[str, Source] = {}
     weights = {name: array for name, array in arrays.items() if array.is_weight}
     axes = {tower: _layer_axis(weights, tower, where) for tower in ("encoder", "decoder")}
@@ -301,6 +303,11 @@ def _layer_axis(arrays: Mapping[str, DiskArray], tower: str, where: str) -> int 
         return None
     for axis in (1, 0):
         if all(len(shape) > axis for shape in shapes) and len({s[axis] for s in shapes}) == 1:
+            if shapes[0][axis] > _MAX_LAYERS:
+                raise CheckpointFormatError(
+                    f"{where}: the arrays under {tower}/{tower}/ are said to be "
+                    f"{shapes[0][axis]} layers; {_MAX_LAYERS} are the most that is read here."
+                )
             return axis
     raise CheckpointFormatError(
         f"{where}: the arrays under {tower}/{tower}/ look like stacked layers but no axis has "

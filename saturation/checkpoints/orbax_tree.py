@@ -13,6 +13,7 @@ from typing import Any
 
 from saturation.checkpoints import msgpack_index, zarr, zarr3
 from saturation.checkpoints.base import DiskArray
+from saturation.checkpoints.json_cost import refuse_heavy_json
 from saturation.checkpoints.lazy import cached_property
 from saturation.checkpoints.ocdbt import MANIFEST, Store
 from saturation.checkpoints.storage import Folder
@@ -26,7 +27,7 @@ Keys = tuple[str, ...]
 _METADATA = "_METADATA"
 _INDEX = "checkpoint"
 _PLACEHOLDER = "PLACEHOLDER://"
-_LARGEST_METADATA = 64 * 1024 * 1024
+_LARGEST_METADATA = 16 * 1024 * 1024
 
 
 class Tree:
@@ -139,7 +140,9 @@ class Tree:
         try:
             if self.folder.size(_METADATA) > _LARGEST_METADATA:
                 raise ValueError("too large")
-            described = json.loads(self.folder.read(_METADATA))
+            text = self.folder.read(_METADATA)
+            refuse_heavy_json(self.folder.where(_METADATA), text)
+            described = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise self._damaged() from error
         if not isinstance(described, dict):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from saturation.checkpoints.base import DTYPES, DiskArray, FileArray
+from saturation.checkpoints.json_cost import refuse_heavy_json
 from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
 
@@ -72,6 +73,7 @@ def read_header(folder: Folder, name: str) -> dict[str, DiskArray]:
 
 
 def _entries(where: str, header: bytes) -> list[tuple[str, dict[str, Any]]]:
+    refuse_heavy_json(where, header)
     try:
         pairs = json.loads(header, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:

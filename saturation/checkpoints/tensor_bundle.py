@@ -8,6 +8,7 @@ checksum. Sources: https://github.com/google/leveldb/blob/main/doc/table_format.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Iterator
 
@@ -22,6 +23,9 @@ _FOOTER = 48
 _MAGIC = 0xDB4775248B80FB57
 _LARGEST_INDEX = 64 * 1024 * 1024
 _MAX_RANK = 32
+# Keys share beginnings with the one before, so that a small table could unfold into a huge one.
+_MAX_ENTRIES = 50_000
+_LONGEST_KEY = 1000
 # The numbers that types.proto gives to the types read here.
 _DTYPES = {
     1: "float32",
@@ -80,7 +84,9 @@ def read_index(folder: Folder, name: str) -> dict[str, DiskArray]:
     if size > _LARGEST_INDEX:
         raise CheckpointFormatError(f"{where} is too large for the table of a checkpoint: {size}.")
     try:
-        table = list(_table(folder.read(name)))
+        table = list(itertools.islice(_table(folder.read(name)), _MAX_ENTRIES + 1))
+        if len(table) > _MAX_ENTRIES:
+            raise _Damaged(f"it has more than {_MAX_ENTRIES} entries")
         if not table or table[0][0] != b"":
             raise _Damaged("it has no header")
         header = dict(_fields(table[0][1]))
@@ -148,6 +154,8 @@ def _block(data: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
         length, at = _varint(data, at)
         if shared > len(key) or at + fresh + length > stop:
             raise _Damaged(f"an entry at {at} reaches out of its block")
+        if shared + fresh > _LONGEST_KEY:
+            raise _Damaged(f"an entry at {at} has a name of {shared + fresh} bytes")
         key = key[:shared] + data[at : at + fresh]
         yield key, data[at + fresh : at + fresh + length]
         at += fresh + length

@@ -25,7 +25,10 @@ from saturation.errors import CheckpointFormatError
 # How files begin that torch.save wrote before it wrote zip archives (before 1.6, August 2020).
 _OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _LARGEST_PICKLE = 64 * 1024 * 1024
-_MAX_OPERATIONS = 5_000_000
+# Each may make an object of 64 bytes.
+_MAX_OPERATIONS = 1_500_000
+# What finding the members may take: their directory has about a hundred bytes for each.
+_LARGEST_DIRECTORY = 8 * 1024 * 1024
 _MAX_RANK = 32
 
 _STORAGES = {
@@ -60,7 +63,9 @@ def read_archive(folder: Folder, name: str) -> dict[str, DiskArray]:
             "torch and save it again."
         )
     try:
-        with zipfile.ZipFile(io.BufferedReader(_File(folder, name))) as archive:
+        file = _File(folder, name)
+        with zipfile.ZipFile(io.BufferedReader(file)) as archive:
+            file.allowed = file.size
             members = {member.filename: member for member in archive.infolist()}
             prefix = next((n for n in members if n.endswith("/data.pkl")), None)
             if prefix is None or members[prefix].file_size > _LARGEST_PICKLE:
@@ -114,8 +119,10 @@ class _File(io.RawIOBase):
     """A file in a folder as zipfile wants one."""
 
     def __init__(self, folder: Folder, name: str):
-        self._folder, self._name = folder, name
-        self._size, self._at = folder.size(name), 0
+        self._folder, self._name, self._at = folder, name, 0
+        self.size = folder.size(name)
+        # How many bytes one read may still ask for.
+        self.allowed = _LARGEST_DIRECTORY
 
     def readable(self) -> bool:
         return True
@@ -124,7 +131,7 @@ class _File(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
         if start + offset < 0:
             raise ValueError("a position before the file's beginning")
         self._at = start + offset
@@ -135,7 +142,9 @@ class _File(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self._size - self._at))
+        count = max(0, min(len(view), self.size - self._at))
+        if count > self.allowed:
+            raise _Refused(f"its table of members has {count} bytes")
         self._folder.read_into(self._name, self._at, view[:count])
         self._at += count
         return count
@@ -238,14 +247,16 @@ class _Machine:
     def named(self, module: str, name: str) -> None:
         if f"{module} {name}" not in _ALLOWED:
             raise _Refused(
-                f"its pickle asks for {module}.{name}, which no table of tensors needs; nothing "
-                "was executed"
+                f"its pickle asks for {module:.100}.{name:.100}, which no table of tensors needs; "
+                "nothing was executed"
             )
         self.push(_Global(f"{module} {name}"))
 
     def stack_named(self) -> None:
         name, module = self._pop(), self._pop()
-        self.named(str(module), str(name))
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise _Refused("its pickle asks for something by what is no name")
+        self.named(module, name)
 
     def put(self, place: int) -> None:
         self._memo[place] = self._stack[-1] if self._stack else None
@@ -290,8 +301,9 @@ class _Machine:
                 kind in _STORAGES and count >= 0
             ):
                 self.push(_Storage(kind, key, count))
-            case other:
-                raise _Refused(f"its pickle has a storage of an unknown kind: {other!r:.200}")
+            # Not shown, since a small pickle can describe what has no end when written out.
+            case _:
+                raise _Refused("its pickle has a storage of an unknown kind")
 
     def reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
@@ -323,7 +335,7 @@ def _checked(tensor: _Tensor) -> _Tensor:
     sizes = (tensor.offset, *tensor.shape, *tensor.strides)
     fits = len(tensor.shape) == len(tensor.strides) <= _MAX_RANK
     if not fits or any(type(size) is not int or not 0 <= size < 2**62 for size in sizes):
-        raise _Refused(f"a tensor has shape {tensor.shape!r:.100}, strides {tensor.strides!r:.100}")
+        raise _Refused("a tensor has a shape or strides that are no sizes")
     return tensor
 
 
