@@ -1,4 +1,7 @@
-"""Trainings of the layer: all seeds and learning rates of a sweep in one compiled program."""
+"""Trainings of the layer: all seeds and learning rates of a sweep in one compiled program.
+
+On several devices each trains its share of the seeds.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from jaxtyping import Array, Float
 from saturation.errors import ArgumentError
 from saturation.scan_snap.data import Language, draw, population
 from saturation.scan_snap.model import Parameters, attended, loss
+from saturation.sharding import spread_runs
 
 OPTIMIZERS = ("sgd", "adam")
 
@@ -92,7 +96,7 @@ def train(
     Returns:
         `context_distribution` of each, float32.
     """
-    keys = jax.random.split(jax.random.key(seed), seeds)
+    keys = spread_runs(jax.random.split(jax.random.key(seed), seeds))
     pairs = jnp.asarray(rates, jnp.float32)
     sweep = _sweep(language, training or Training(), every_iteration)
     return np.asarray(sweep(keys, pairs[:, 0], pairs[:, 1]))
