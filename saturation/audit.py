@@ -98,9 +98,13 @@ def audit(trajectory: Trajectory, every: int | None = None, full: bool = False) 
     opened, damaged = _opened(trajectory)
     findings += damaged + _changed_arrays(opened)
     sketches: dict[int, Sketch] = {}
+    # Arrays are cut alike at every step, whatever it is stored as, so that like meets like.
+    cuts: dict[str, tuple[int, int]] = {}
     for step, checkpoint in opened.items():
+        for name in checkpoint.parameters:
+            cuts.setdefault(name, (checkpoint.block_axis(name), checkpoint.block_multiple(name)))
         try:
-            sketches[step] = sketch(checkpoint, full, AT_ONCE if trajectory.remote else 1)
+            sketches[step] = sketch(checkpoint, cuts, full, AT_ONCE if trajectory.remote else 1)
         except CheckpointFormatError as error:
             findings.append(Finding("damaged", (step,), str(error)))
     findings += _nonfinite(sketches)
@@ -108,8 +112,16 @@ def audit(trajectory: Trajectory, every: int | None = None, full: bool = False) 
     return findings + copies + _out_of_place(sketches, copies)
 
 
-def sketch(checkpoint: Checkpoint, full: bool, at_once: int = 1) -> Sketch:
+def sketch(
+    checkpoint: Checkpoint, cuts: Mapping[str, tuple[int, int]], full: bool, at_once: int = 1
+) -> Sketch:
     """Read a checkpoint once and keep what the audit needs of it.
+
+    Args:
+      checkpoint: the checkpoint.
+      cuts: the axis along which each array is read in blocks, and the multiple they have.
+      full: read every array in full.
+      at_once: how many arrays to read at once.
 
     Raises:
       CheckpointFormatError: an array cannot be read.
@@ -121,7 +133,9 @@ def sketch(checkpoint: Checkpoint, full: bool, at_once: int = 1) -> Sketch:
         # Small arrays first: what they leave of their share goes to the larger ones.
         share[name] = min(checkpoint.parameters[name].nbytes, left // (len(names) - position))
         left -= share[name]
-    parts = each(lambda name: _read_part(checkpoint, name, share[name]), names, at_once)
+    parts = each(
+        lambda name: _read_part(checkpoint, name, *cuts[name], share[name]), names, at_once
+    )
     return Sketch(
         hashes={name: part[0] for name, part in zip(names, parts, strict=True)},
         elements={name: part[1] for name, part in zip(names, parts, strict=True)},
@@ -131,13 +145,15 @@ def sketch(checkpoint: Checkpoint, full: bool, at_once: int = 1) -> Sketch:
     )
 
 
-def _read_part(checkpoint: Checkpoint, name: str, nbytes: int) -> tuple[str, np.ndarray, int]:
+def _read_part(
+    checkpoint: Checkpoint, name: str, axis: int, multiple: int, nbytes: int
+) -> tuple[str, np.ndarray, int]:
     """Read the first `nbytes` or so of an array: its hash, some elements, how many not finite."""
-    parameter, axis = checkpoint.parameters[name], checkpoint.block_axis(name)
+    parameter = checkpoint.parameters[name]
     rows = parameter.shape[axis]
     per_row = max(parameter.nbytes // max(rows, 1), 1)
     wanted = rows if nbytes >= parameter.nbytes else max(nbytes // per_row, 1)
-    step = max(_BLOCK_BYTES // per_row, 1)
+    step = max(_BLOCK_BYTES // per_row // multiple, 1) * multiple
     digest, elements, nonfinite = hashlib.sha256(), [], 0
     stride = max(wanted * (per_row // parameter.dtype.itemsize) // _ELEMENTS, 1)
     for start in range(0, wanted, step):

@@ -85,8 +85,9 @@ class WeightStream:
             for measure in job.measures
         }
         parameter = self.parameters[job.name]
-        axis = self.trajectory[steps[0]].block_axis(job.name)
-        for box in blocks(parameter.shape, parameter.dtype.itemsize, axis):
+        checkpoint = self.trajectory[steps[0]]
+        axis, multiple = checkpoint.block_axis(job.name), checkpoint.block_multiple(job.name)
+        for box in blocks(parameter.shape, parameter.dtype.itemsize, axis, multiple):
             for position, partial in enumerate(self._block(job, box, readers)):
                 for measure in job.measures:
                     for name, rule in measure.statistics.items():

@@ -22,10 +22,16 @@ AHEAD_REMOTE = 4
 _ALIGNMENT = 64  # as JAX needs it to use a NumPy buffer where it lies, on the CPU
 
 
-def blocks(shape: Sequence[int], itemsize: int, axis: int, limit: int = BLOCK_BYTES) -> list[Box]:
-    """Return slices along `axis` that cover an array, each of at most `limit` bytes or one row."""
+def blocks(
+    shape: Sequence[int], itemsize: int, axis: int, multiple: int = 1, limit: int = BLOCK_BYTES
+) -> list[Box]:
+    """Return slices along `axis` that cover an array, each of at most `limit` bytes.
+
+    Each has a multiple of `multiple` rows, and that many at least: a compressed chunk that two
+    blocks shared would have to be unpacked for both.
+    """
     row = itemsize * math.prod(shape) // max(shape[axis], 1)
-    rows = max(limit // max(row, 1), 1)
+    rows = max(limit // max(row, 1) // multiple, 1) * multiple
     return [
         tuple(
             slice(start, min(start + rows, size)) if number == axis else slice(0, size)

@@ -236,6 +236,15 @@ def test_a_large_checkpoint_is_sampled_unless_all_is_asked_for(run, monkeypatch)
     assert {f.kind for f in found(run, full=True)} == {"nonfinite", "duplicate"}
 
 
+def test_one_trajectory_in_two_formats_is_clean(fixtures, tmp_path):
+    for step, place in ((0, "hf/step_0"), (100, "t5x_legacy/checkpoint_100"), (200, "hf/step_200")):
+        shutil.copytree(fixtures / "v1_0" / place, tmp_path / f"step_{step}")
+    shutil.copytree(fixtures / "v1_0" / "t5x_legacy/checkpoint_300", tmp_path / "step_300")
+    assert found(tmp_path) == []
+    shutil.copytree(fixtures / "v1_0" / "hf/step_300", tmp_path / "step_400")
+    assert [(f.kind, f.steps) for f in found(tmp_path)] == [("duplicate", (300, 400))]
+
+
 def test_a_finding_is_one_line_and_data(run):
     shutil.rmtree(run / "step_300")
     (finding,) = found(run)

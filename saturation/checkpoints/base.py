@@ -79,6 +79,11 @@ class DiskArray(ABC):
         """
 
     @property
+    def pieces(self) -> tuple[int, ...]:
+        """How many positions of each axis are read at once, whichever of them is asked for."""
+        return (1,) * len(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Number of bytes of the whole array."""
         return math.prod(self.shape) * self.dtype.itemsize
@@ -223,7 +228,18 @@ class Checkpoint:
 
     def block_axis(self, name: str) -> int:
         """Return the axis along which slices of a parameter are cheapest to read."""
-        return self._sources[name].block_axis
+        return self._block(name)[0]
+
+    def block_multiple(self, name: str) -> int:
+        """Return how many positions of that axis are read at once: blocks of multiples cost least.
+
+        1 where any slice costs what it holds; more where the disk has chunks that are compressed.
+        """
+        return self._block(name)[1]
+
+    def _block(self, name: str) -> tuple[int, int]:
+        source = self._sources[name]
+        return source.block(self._arrays[source.array])
 
     def load(self) -> dict[str, Any]:
         """Return all parameters as the nested dict that `T5.apply({"params": ...})` takes."""
@@ -263,10 +279,21 @@ class Source:
         fan_in = None if self.fan_in_axis is None else shape[self.fan_in_axis]
         return Parameter(shape, array.dtype, fan_in)
 
-    @property
-    def block_axis(self) -> int:
-        """The canonical axis whose slices are contiguous on disk."""
-        return 1 if self.transposed else 0
+    def block(self, array: DiskArray) -> tuple[int, int]:
+        """Return the canonical axis along which to cut, and the multiple to cut at.
+
+        Of an array in chunks it is the axis that has the most of them, else the one whose slices
+        are contiguous on disk.
+        """
+        taken = dict(self.take)
+        pieces = [piece for axis, piece in enumerate(array.pieces) if axis not in taken]
+        kept = self._kept(array)
+        if self.merge is not None:
+            pieces[self.merge : self.merge + 2] = [pieces[self.merge] * kept[self.merge + 1]]
+        counts = [-(-n // piece) for n, piece in zip(self._merged(kept), pieces, strict=True)]
+        axis = counts.index(max(counts)) if max(array.pieces, default=1) > 1 else 0
+        multiple = pieces[axis] if pieces else 1
+        return (len(pieces) - 1 - axis if self.transposed else axis), multiple
 
     def read(self, array: DiskArray, box: Box, out: np.ndarray | None) -> np.ndarray:
         """Return the canonical slice `box`, reading from `array` only what that needs."""

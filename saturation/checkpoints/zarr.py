@@ -53,6 +53,10 @@ class ChunkedArray(DiskArray):
         self.shape, self.dtype = shape, dtype
         self._where, self._chunks = where, chunks
 
+    @property
+    def pieces(self) -> tuple[int, ...]:  # noqa: D102
+        return self._chunks
+
     @abstractmethod
     def _chunk(self, place: tuple[int, ...]) -> np.ndarray:
         """Return the whole chunk at a place of the grid."""
