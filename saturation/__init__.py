@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from saturation.attention import tempered_softmax
     from saturation.growth import fit_growth
+    from saturation.limit import saturate, scale_parameters
     from saturation.results import load_results
     from saturation.run import measure
     from saturation.trajectory import open_trajectory
@@ -28,8 +29,18 @@ _HOME = {
     "load_results": "saturation.results",
     "fit_growth": "saturation.growth",
     "tempered_softmax": "saturation.attention",
+    "saturate": "saturation.limit",
+    "scale_parameters": "saturation.limit",
 }
-__all__ = ["fit_growth", "load_results", "measure", "open_trajectory", "tempered_softmax"]
+__all__ = [
+    "fit_growth",
+    "load_results",
+    "measure",
+    "open_trajectory",
+    "saturate",
+    "scale_parameters",
+    "tempered_softmax",
+]
 
 
 def __getattr__(name: str) -> Any:

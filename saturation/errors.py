@@ -35,3 +35,7 @@ class ArgumentError(SaturationError, ValueError):
 
 class Stopped(SaturationError):
     """A signal stopped the work; what was finished is written, and the same command goes on."""
+
+
+class LimitError(SaturationError):
+    """A function whose parameter limit does not exist, or cannot be carried in powers of c."""
