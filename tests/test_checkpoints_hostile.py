@@ -225,3 +225,22 @@ def test_stacked_layers_without_end(tmp_path, shape):
     meta = {"zarr_format": 2, "shape": shape, "chunks": [16, 1, 24], "dtype": "<f4"}
     (tmp_path / name / ".zarray").write_text(json.dumps({**meta, "compressor": None}))
     assert attack(tmp_path).startswith("refused: ")
+
+
+def test_an_array_that_is_nowhere_but_in_its_description(tmp_path):
+    keys = [{"key": "params", "key_type": 2}, {"key": "w", "key_type": 2}]
+    leaf = {"key_metadata": keys, "value_metadata": {"value_type": "jax.Array"}}
+    (tmp_path / "_METADATA").write_text(json.dumps({"tree_metadata": {"('params', 'w')": leaf}}))
+    (tmp_path / "params.w").mkdir()
+    meta = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [2**31],
+        "data_type": "float32",
+        "fill_value": 1.0,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [2**20]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+    }
+    (tmp_path / "params.w" / "zarr.json").write_text(json.dumps(meta))
+    assert f"{tmp_path}/params.w/c/0 is missing: " in attack(tmp_path)

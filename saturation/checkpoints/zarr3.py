@@ -29,6 +29,8 @@ DESCRIPTION = "zarr.json"
 
 _EMPTY = 2**64 - 1
 _CHECKSUM_BYTES = 4
+# Nothing on disk vouches for the size of an array that was not written, so that it must be small.
+_LARGEST_ELIDED = 128 * 1024 * 1024
 
 
 class Zarr3Array(ChunkedArray):
@@ -110,7 +112,7 @@ class Zarr3Array(ChunkedArray):
         return np.frombuffer(decompress(where, compressor, data, size), self.dtype).reshape(shape)
 
     def _absent(self, where: str, shape: tuple[int, ...]) -> np.ndarray:
-        if not self._elided or self._fill is None:
+        if not self._elided or self._fill is None or self.nbytes > _LARGEST_ELIDED:
             raise CheckpointFormatError(
                 f"{where} is missing: this chunk of an array of shape {self.shape} was not copied "
                 "or never written."
