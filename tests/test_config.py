@@ -11,6 +11,7 @@ from saturation.config import CheckpointConfig, ExperimentConfig, PretrainConfig
 from saturation.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+EXPERIMENTS = sorted(CONFIGS.glob("*.yaml"))  # configs/trajectories has a form and tests of its own
 
 
 def _write(folder: Path, text: str) -> Path:
@@ -19,7 +20,7 @@ def _write(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
 def test_every_file_in_configs_is_an_experiment_with_a_header(path):
     config = load_config(path)
     if config.pretrain is not None:
@@ -27,7 +28,7 @@ def test_every_file_in_configs_is_an_experiment_with_a_header(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any("Cost:" in line for line in header)
     assert any("Expected:" in line for line in header)
-    assert any(f"configs/{path.relative_to(CONFIGS)}" in line for line in header)
+    assert any(f"configs/{path.name}" in line for line in header)
 
 
 def test_an_override_is_read_as_yaml_and_reaches_its_section(tmp_path):
