@@ -52,7 +52,6 @@ def bucket() -> Iterator[Callable[[Path, str], None]]:
 
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-        environment.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{port}")
         yield put
     server.stop()
 

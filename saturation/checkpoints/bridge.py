@@ -1,9 +1,10 @@
-"""Hands the files of any folder to TensorStore, which knows few places and follows no redirections.
+"""Hands the files of any folder to TensorStore, which reads Orbax's store (OCDBT) for us.
 
 TensorStore reads web servers by byte ranges; here one runs inside this process, on the loopback
-interface, and reads each range that it is asked for through the `Folder`. So the hub's redirections
-and token, the attempts, the cache and the memory of beginnings are the folder's business as ever.
-A folder's address has a random part that only this process knows.
+interface, and reads each range that it is asked for through the `Folder`. So identities, the hub's
+redirections (which TensorStore does not follow) and token, the attempts and the cache are the
+folder's business as ever, and every place will do. A folder's address has a random part that only
+this process knows.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from saturation.checkpoints.places import File, Listing, Place, nested
+from saturation.checkpoints.places import File, Listing, Place, exactly, nested
 from saturation.checkpoints.retry import Denied
-from saturation.checkpoints.web import Client, exactly
+from saturation.checkpoints.web import Client
 from saturation.errors import CheckpointFormatError
 
 _ENDPOINT = "https://huggingface.co"

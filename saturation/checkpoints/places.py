@@ -74,10 +74,6 @@ class Place(ABC):
           OSError: they cannot be had.
         """
 
-    def kvstore(self, path: str) -> dict[str, Any] | None:
-        """Return the spec by which TensorStore itself reads under `path`, or None if it cannot."""
-        return None
-
     def url(self, path: str) -> str:
         """Return how a path is shown."""
         return f"{self.root}/{path}".rstrip("/")
@@ -120,19 +116,12 @@ class Bucket(Place):
 
     def fetch(self, path: str, start: int, stop: int) -> bytes:  # noqa: D102
         whole = f"{self._name}/{path}"
-        return self._call(lambda system: _exactly(system.cat_file(whole, start, stop), start, stop))
 
-    def kvstore(self, path: str) -> dict[str, Any] | None:  # noqa: D102
-        if self._scheme not in ("gs", "s3"):
-            return None
-        driver = "gcs" if self._scheme == "gs" else "s3"
-        spec: dict[str, Any] = {"driver": driver, "bucket": self._name, "path": f"{path}/"}
-        if driver == "s3":
-            if self._identities[0].get("anon"):
-                spec["aws_credentials"] = {"type": "anonymous"}
-            if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
-                spec["endpoint"] = endpoint
-        return spec
+        def read(system: Any) -> bytes:
+            # By keyword: s3fs has another argument second.
+            return exactly(system.cat_file(whole, start=start, end=stop), start, stop)
+
+        return self._call(read)
 
     def _call(self, action: Callable[[Any], Any]) -> Any:
         """Do `action` with the file system, as the first identity that the place lets in."""
@@ -208,7 +197,8 @@ def nested(found: Iterable[tuple[str, File | None]]) -> Listing:
     return listing
 
 
-def _exactly(data: bytes, start: int, stop: int) -> bytes:
+def exactly(data: bytes, start: int, stop: int) -> bytes:
+    """Return `data` where it has as many bytes as were asked for, or raise `OSError`."""
     if len(data) != stop - start:
         raise OSError(f"{len(data)} bytes came where {stop - start} were asked for")
     return data

@@ -118,7 +118,7 @@ class RemoteFolder(Folder):
         return self._file(self._inside(name)).digest
 
     def kvstore(self) -> dict[str, Any]:  # noqa: D102
-        return self._store.place.kvstore(self._prefix) or bridged(self)
+        return bridged(self)
 
     def _children(self) -> Mapping[str, bool]:
         return {name: not isinstance(entry, File) for name, entry in self._listing.items()}

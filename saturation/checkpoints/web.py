@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
-from saturation.checkpoints.places import File, Listing, Place
+from saturation.checkpoints.places import File, Listing, Place, exactly
 from saturation.checkpoints.retry import Answer, retrying
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -144,13 +144,6 @@ def split_url(url: str) -> tuple[str, str]:
     parts = urllib.parse.urlsplit(url)
     folder, _, name = parts.path.rpartition("/")
     return parts._replace(path=folder, fragment="").geturl(), urllib.parse.unquote(name)
-
-
-def exactly(data: bytes, start: int, stop: int) -> bytes:
-    """Return `data` where it is all that was asked for, or raise `OSError`."""
-    if len(data) != stop - start:
-        raise OSError(f"{len(data)} bytes came where {stop - start} were asked for")
-    return data
 
 
 def _refusal(answer: Any) -> OSError:
