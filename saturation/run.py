@@ -100,6 +100,7 @@ def measure(
     parameters = shared_parameters(trajectory, common_arrays)
     described = describe_run(trajectory, asked, parameters)
     if settings is not None:
+        settings.refuse_other_models(parameters, trajectory.path)
         described["activations"] = settings.describe()
     join_run(folder, described, trajectory)
 

@@ -19,7 +19,7 @@ from saturation.progress import Progress
 from saturation.runfolder import RunFolder
 
 if TYPE_CHECKING:
-    from saturation.checkpoints.base import Checkpoint
+    from saturation.checkpoints.base import Checkpoint, Parameter
     from saturation.trajectory import Trajectory
 
 Observed = dict[str, dict[str, dict[str, np.ndarray]]]  # {measure: {scope: {statistic: scalar}}}
@@ -51,6 +51,12 @@ class ActivationSettings:
             "terms": self.terms,
             "matmul_precision": "default" if self.fast else "highest",
         }
+
+    def refuse_other_models(self, parameters: Mapping[str, Parameter], path: str) -> None:
+        """Raise where the parameters are of no T5, or of one that does not know all the tokens."""
+        from saturation.models import T5Config
+
+        self.tokens.refuse_unknown(T5Config.from_parameters(parameters).vocab_size, path)
 
 
 def measure_activations(
@@ -99,7 +105,6 @@ def observe_checkpoint(
     from saturation.models import T5Config
 
     config = T5Config.from_parameters(checkpoint.parameters)
-    settings.tokens.refuse_unknown(config.vocab_size, checkpoint.path)
     passes = {} if passes is None else passes
     key = (config, tuple(measure.name for measure in measures))
     if key not in passes:
