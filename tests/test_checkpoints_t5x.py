@@ -53,6 +53,11 @@ def chunked(tmp_path_factory, arrays):
     return write_t5x(folder, arrays, chunks=halves, inline=all_files)
 
 
+@pytest.fixture(scope="module")
+def opened(chunked):
+    return open_checkpoint(chunked)
+
+
 @pytest.mark.parametrize("form", ["file", "gfile", "gcs", "top"])
 def test_every_form_of_spec(tmp_path, arrays, form):
     folder = write_t5x(tmp_path / "checkpoint_7", arrays, form=form)
@@ -114,15 +119,14 @@ def test_load_is_the_tree_that_the_model_takes(chunked, arrays):
 
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
-def test_a_slice_is_the_slice_of_the_whole(chunked, arrays, data):
-    checkpoint = open_checkpoint(chunked)
+def test_a_slice_is_the_slice_of_the_whole(opened, arrays, data):
     name = data.draw(st.sampled_from(sorted(arrays)))
     box = tuple(data.draw(st.slices(size).map(unit_step)) for size in arrays[name].shape)
     box = box[: data.draw(st.integers(0, len(box)))]
     expected = arrays[name][box]
-    np.testing.assert_array_equal(checkpoint.read(name, box), expected, strict=True)
+    np.testing.assert_array_equal(opened.read(name, box), expected, strict=True)
     out = np.empty(expected.shape, np.float32)
-    read = checkpoint.read(name, box, out)
+    read = opened.read(name, box, out)
     np.testing.assert_array_equal(read, expected)
     assert not read.size or np.shares_memory(read, out)
 
