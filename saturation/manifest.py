@@ -136,6 +136,8 @@ def read_manifest(path: str) -> Places:
     expected = manifest.listed_steps()
     if manifest.url and "{step}" not in manifest.url:
         url = _absolute(path, base, manifest.url)
+        if is_manifest(url):
+            raise ConfigError(f"{path}: its 'url' is a manifest again, {url}: open that one.")
         return Places(url, url, {}, expected)
     template = {step: str(manifest.url).replace("{step}", str(step)) for step in expected}
     urls = {entry.step: entry.url for entry in manifest.checkpoints} or template

@@ -7,6 +7,7 @@ format knows are left out and listed in `Trajectory.ignored`, with the reason.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import threading
@@ -165,14 +166,25 @@ def _find(path: str) -> Trajectory:
 
 
 def _is_listed(path: str) -> bool:
-    """Say whether a path is a manifest's, or else nothing here and the name of a known one."""
+    """Say whether a path is a manifest's, or else nothing here and the name of a known one.
+
+    Raises:
+      TrajectoryError: it is one word, and neither is here nor known.
+    """
     if path.endswith((".yaml", ".yml")):
         return True
     if not re.fullmatch(r"[\w.-]+", path) or os.path.exists(path):
         return False
     from saturation.manifest import known_trajectories
 
-    return path in known_trajectories()
+    known = list(known_trajectories())
+    if path not in known and not os.path.exists(f"{path}.index"):
+        near = difflib.get_close_matches(path, known, n=1)
+        raise TrajectoryError(
+            f"{path}: no such folder or file, nor the name of a known trajectory"
+            + (f"; the nearest of those is {near[0]}." if near else ".")
+        )
+    return path in known
 
 
 def _listed_trajectory(

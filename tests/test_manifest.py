@@ -79,6 +79,7 @@ def test_a_manifest_on_a_bucket_is_relative_to_it(local: Path) -> None:
         ("checkpoints: [{step: 1, url: a}, {step: 1, url: b}]", "the step 1 stands twice"),
         ("checkpoints: [{step: -1, url: a}]", "checkpoints.0.step"),
         ("{url: [", "a manifest of checkpoints was expected"),
+        ("url: list.yaml", "its 'url' is a manifest again, .*list.yaml: open that one"),
         ("just text", "list.yaml: "),
     ],
 )
@@ -97,6 +98,14 @@ def test_names_of_the_known_trajectories_open_without_a_request() -> None:
     assert "pile-t5-base" in known_trajectories()
     trajectory = open_trajectory("t5-1.1-base")
     assert len(trajectory) == len(trajectory.expected) == 2
+
+
+def test_a_name_that_is_not_known_is_said_with_the_nearest(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TrajectoryError, match=r"no such folder.*; the nearest .* is pile-t5-base"):
+        open_trajectory("pile-t5-bse")
+    with pytest.raises(TrajectoryError, match=r"nor the name of a known trajectory\.$"):
+        open_trajectory("zzz")
 
 
 def test_a_folder_goes_before_a_known_name(
