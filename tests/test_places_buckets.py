@@ -104,10 +104,9 @@ def test_a_checkpoint_that_lost_a_file_is_named(tmp_path: Path) -> None:
 
 def test_names_that_no_disk_could_have_are_left_out() -> None:
     file = File(1)
-    found = nested_listing(
-        [("a/b", file), ("../x", file), ("a//c", file), ("a", None), ("d", None)]
-    )
-    assert found == {"a": {"b": file}, "d": None}
+    odd = [("../x", file), ("a//c", file), ("a", None), ("d", None), ("", file)]
+    assert nested_listing([("a/b", file), *odd]) == {"a": {"b": file}, "d": None}
+    assert nested_listing([("a", file), ("a/b", file), ("a", file)]) == {"a": {"b": file}}
 
 
 def test_a_bucket_s_name_that_cannot_be_is_one_sentence() -> None:

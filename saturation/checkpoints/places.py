@@ -106,7 +106,9 @@ class Bucket(Place):
             found = self._call(look)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        return _nested((_below(info["name"], root), info) for info in found)
+        # An empty object whose name ends with a slash is how some tools draw a folder.
+        entries = (info for info in found if not info["name"].endswith("/"))
+        return nested((_below(info["name"], root), _entry(info)) for info in entries)
 
     def file(self, path: str) -> File:  # noqa: D102
         info = self._call(lambda system: system.info(f"{self._name}/{path}"))
@@ -170,10 +172,8 @@ def _described(info: Mapping[str, Any]) -> File:
     return File(int(info.get("size") or 0), digest)
 
 
-def _nested(found: Iterable[tuple[str, Mapping[str, Any]]]) -> Listing:
-    return nested(
-        (path, _described(info) if info["type"] == "file" else None) for path, info in found
-    )
+def _entry(info: Mapping[str, Any]) -> File | None:
+    return _described(info) if info["type"] == "file" else None
 
 
 def nested(found: Iterable[tuple[str, File | None]]) -> Listing:
@@ -192,7 +192,7 @@ def nested(found: Iterable[tuple[str, File | None]]) -> Listing:
             if not isinstance(inner, dict):
                 inner = node[part] = {}
             node = inner
-        if entry is not None or name not in node:
+        if not isinstance(node.get(name), dict):
             node[name] = entry
     return listing
 

@@ -32,6 +32,13 @@ class Denied(PermissionError):
     """The place does not let this reader in."""
 
 
+class Unusable(OSError):
+    """A place that cannot serve what is needed, however often it is asked."""
+
+
+_FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, Unusable)
+
+
 class Answer(OSError):
     """A server's answer other than what was asked for.
 
@@ -88,7 +95,7 @@ def redacted(text: str) -> str:
 
 
 def _may_pass(trouble: OSError) -> bool:
-    if isinstance(trouble, (FileNotFoundError, IsADirectoryError, NotADirectoryError, Denied)):
+    if isinstance(trouble, (*_FINAL, Denied)):
         return False
     status = getattr(trouble, "status", None)
     return status is None or status >= 500 or status in _PASSING
@@ -96,7 +103,7 @@ def _may_pass(trouble: OSError) -> bool:
 
 def _judged(error: Exception) -> OSError | None:
     """Return an error as one of this file's, or None where it does not come from a network."""
-    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError, Answer)):
+    if isinstance(error, (*_FINAL, Answer)):
         denied = isinstance(error, Answer) and error.status in (401, 403)
         return Denied(str(error)) if denied else error
     ours = type(error).__module__.split(".")[0] in _NETWORK

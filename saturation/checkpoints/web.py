@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from saturation.checkpoints.places import File, Listing, Place, exactly
-from saturation.checkpoints.retry import Answer, retrying
+from saturation.checkpoints.retry import Answer, Unusable, retrying
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _CONNECT_SECONDS, _SILENCE_SECONDS = 30, 60
 
 
@@ -53,31 +53,24 @@ class Client:
 
     def range(
         self, url: str, start: int, stop: int, headers: Mapping[str, str]
-    ) -> tuple[bytes, int]:
-        """Return the bytes `start` to `stop` of a file, or as many as it has, and its size.
+    ) -> tuple[bytes, int | None]:
+        """Return the bytes `start` to `stop` of a file, or as many as it has, and its size or None.
 
         Raises:
           OSError: they cannot be had, or the server would send the whole file.
         """
 
-        async def read(answer: Any) -> tuple[bytes, int]:
+        async def read(answer: Any) -> tuple[bytes, int | None]:
             if answer.status == 416:
                 return b"", start
             if answer.status not in (200, 206):
                 raise _refusal(answer)
-            if answer.status == 206:
-                found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-                if not found or int(found[1]) != start:
-                    raise Answer(422, "with other bytes than those asked for")
-                data = await answer.read()
-                return exactly(data, start, int(found[2]) + 1), int(found[3])
-            size = answer.headers.get("Content-Length", "")
-            if start or not size.isdecimal() or int(size) > stop:
+            first, end, size = _sent(answer, start, stop)
+            if first != start or end > stop:
+                # Not read: it may be the whole file.
                 answer.close()
-                raise NotADirectoryError(
-                    "the server ignores byte ranges and sends whole files only"
-                )
-            return await answer.read(), int(size)
+                raise Unusable("the server ignores byte ranges and sends whole files only")
+            return exactly(await answer.read(), start, end), size
 
         asked = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity", **headers}
         return self._get(url, asked, read)
@@ -118,14 +111,17 @@ class Web(Place):
 
     def listing(self, path: str, deep: bool) -> Listing:  # noqa: D102
         if not path:
-            raise NotADirectoryError(
+            raise Unusable(
                 "a web server lists no folders; give the URL of one checkpoint file, or a manifest "
                 "of such URLs"
             )
         return {}
 
     def file(self, path: str) -> File:  # noqa: D102
-        return File(self._client.range(self._address(path), 0, 1, {})[1])
+        size = self._client.range(self._address(path), 0, 1, {})[1]
+        if size is None:
+            raise Unusable("the server does not say how large the file is")
+        return File(size)
 
     def fetch(self, path: str, start: int, stop: int) -> bytes:  # noqa: D102
         return exactly(self._client.range(self._address(path), start, stop, {})[0], start, stop)
@@ -144,6 +140,20 @@ def split_url(url: str) -> tuple[str, str]:
     parts = urllib.parse.urlsplit(url)
     folder, _, name = parts.path.rpartition("/")
     return parts._replace(path=folder, fragment="").geturl(), urllib.parse.unquote(name)
+
+
+def _sent(answer: Any, start: int, stop: int) -> tuple[int, int, int | None]:
+    """Return the first byte and the end of what an answer holds, and the size of the file."""
+    length = answer.headers.get("Content-Length", "")
+    found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+    if answer.status == 206 and found:
+        size = int(found[3]) if found[3].isdecimal() else None
+        return int(found[1]), int(found[2]) + 1, size
+    if answer.status == 206:
+        # A server that does not say what it sends can only be believed.
+        return start, start + int(length) if length.isdecimal() else stop, None
+    whole = int(length) if length.isdecimal() else stop + 1
+    return 0, whole, whole
 
 
 def _refusal(answer: Any) -> OSError:
