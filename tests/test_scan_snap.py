@@ -150,21 +150,17 @@ def test_training_is_gradient_descent_with_momentum() -> None:
             np.testing.assert_allclose(found[run, place], expected, rtol=2e-4)
 
 
-def test_a_training_does_not_depend_on_its_neighbours_in_the_sweep() -> None:
+def test_neither_neighbours_in_the_sweep_nor_devices_change_a_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     training = Training(iterations=5, batch=4, length=9)
+    assert len(spread_runs(jax.random.split(jax.random.key(0), 12)).sharding.device_set) == 6
     together = train(SMALL, [(1.0, 1.0), (5.0, 1.0)], 2, training)
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
     alone = train(SMALL, [(5.0, 1.0)], 2, training)
     np.testing.assert_allclose(together[:, 1:], alone, rtol=1e-5)
     assert np.abs(together[0] - together[1]).max() > 1e-3
-
-
-def test_devices_share_the_seeds_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    training = Training(iterations=5, batch=4, length=9)
-    assert len(spread_runs(jax.random.split(jax.random.key(0), 12)).sharding.device_set) == 6
-    shared = train(SMALL, [(1.0, 1.0)], 4, training)
-    devices = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: devices)
-    np.testing.assert_allclose(train(SMALL, [(1.0, 1.0)], 4, training), shared, rtol=1e-5)
 
 
 def test_every_iteration_starts_with_the_initial_state_and_ends_with_the_final_one() -> None:
