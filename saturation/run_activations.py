@@ -14,6 +14,7 @@ import numpy as np
 from saturation.batches import TokenBatch, read_tokens
 from saturation.errors import Stopped
 from saturation.measures.base import COMBINE, ActivationMeasure
+from saturation.measures.reduce import accumulation, enable_x64
 from saturation.parts import ACTIVATIONS, write_part
 from saturation.progress import Progress
 from saturation.runfolder import RunFolder
@@ -112,6 +113,8 @@ def observe_checkpoint(
     parameters = jax.device_put(_widened(checkpoint.load()))
     total: Observed = {}
     with ExitStack() as stack:
+        # Parameters stay float32, and so the model; its limits and all sums are float64.
+        stack.enter_context(enable_x64(accumulation(jax.default_backend()) == "float64"))
         if not settings.fast:
             stack.enter_context(jax.default_matmul_precision("highest"))
         for encoder_tokens, decoder_tokens in settings.tokens.batches(settings.batch_size):

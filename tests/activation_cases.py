@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import numpy as np
 from t5_reference import nested, random_parameters, random_tokens
@@ -10,6 +12,7 @@ from saturation.measures.base import ActivationMeasure
 from saturation.measures.forwards import Forwards
 from saturation.models import T5Config
 
+QUICK = {"xla_backend_optimization_level": 0}  # compiling is most of what these tests take
 _SIZES = {"vocab_size": 12, "emb_dim": 8, "num_heads": 2, "mlp_dim": 10}
 FORMS = {
     "v1_0": T5Config(**_SIZES, head_dim=4, num_encoder_layers=1, num_decoder_layers=1),
@@ -43,7 +46,7 @@ def case(form="v1_0", seed=0, dtype=np.float32, scale=0.3, positions=True, **siz
 def jitted(measure: ActivationMeasure, config: T5Config, traces: list | None = None):
     """The measure's pass as the driver runs it, but for the scale, which is traced here."""
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICK)
     def observe(params, encoder_tokens, decoder_tokens, scale=1000.0):
         if traces is not None:
             traces.append(None)

@@ -1,27 +1,35 @@
 """What every measure of activations must keep: a new one is tested here the day it lands.
 
-All of them run in one jitted pass, as the driver runs them, compiled once for each shape.
+All of them run in one jitted pass with x64 on and float32 parameters, as the driver runs them,
+compiled once for each shape.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import numpy as np
 import pytest
-from activation_cases import FORMS, case
+from activation_cases import FORMS, QUICK, case
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from saturation.measures import MEASURES
 from saturation.measures.base import COMBINE, ActivationMeasure
 from saturation.measures.forwards import Forwards
+from saturation.measures.heads import HEADS
+from saturation.measures.reduce import enable_x64
 
 ACTIVATIONS = [m for m in MEASURES.values() if isinstance(m, ActivationMeasure)]
 measures = pytest.mark.parametrize("measure", ACTIVATIONS, ids=lambda measure: measure.name)
-forms = pytest.mark.parametrize("form", FORMS)
 LENGTHS = {"encoder_length": 8, "decoder_length": 6}
 TRACES = []
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with enable_x64(True):
+        yield
 
 
 def observe_all(config, params, encoder_tokens, decoder_tokens, scale=1000.0):
@@ -33,7 +41,7 @@ def observe_all(config, params, encoder_tokens, decoder_tokens, scale=1000.0):
 def compiled(form="v1_0"):
     """The pass of every measure, jitted as the driver does it, but for the scale, traced here."""
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICK)
     def observe(params, encoder_tokens, decoder_tokens, scale=1000.0):
         TRACES.append(form)
         return observe_all(FORMS[form], params, encoder_tokens, decoder_tokens, scale)
@@ -42,16 +50,16 @@ def compiled(form="v1_0"):
 
 
 @lru_cache
-def observed(form="v1_0"):
-    _, _, params, tokens = case(form, **LENGTHS)
-    return jax.device_get(compiled(form)(params, *tokens))
+def observed():
+    _, _, params, tokens = case(**LENGTHS)
+    return jax.device_get(compiled()(params, *tokens))
 
 
 @lru_cache
-def observed_padded(form):
-    _, _, params, (encoder, decoder) = case(form, **LENGTHS)
+def observed_padded():
+    _, _, params, (encoder, decoder) = case(**LENGTHS)
     encoder, decoder = np.pad(encoder, ((0, 2), (0, 3))), np.pad(decoder, ((0, 2), (0, 2)))
-    return jax.device_get(compiled(form)(params, encoder, decoder))
+    return jax.device_get(compiled()(params, encoder, decoder))
 
 
 @lru_cache
@@ -63,21 +71,27 @@ def observed_by_sequence():
 
 
 @lru_cache
-def observed_eagerly():
-    config, _, params, tokens = case(**LENGTHS)
-    return jax.device_get(observe_all(config, params, *tokens))
-
-
-@lru_cache
-def observed_on(devices):
-    """A batch of 8 rows, spread over so many devices."""
+def observed_on_eight_devices():
+    """Rows 0, 1, 2, 0, 1, 2, 0, 1 of the batch, one on each device."""
+    assert jax.device_count() == 8
     _, _, params, tokens = case(**LENGTHS)
-    rows = np.arange(8) % 3
-    mesh = Mesh(np.array(jax.devices()[:devices]), ("data",))
+    mesh = Mesh(np.array(jax.devices()), ("data",))
     over_data = NamedSharding(mesh, PartitionSpec("data"))
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    tokens = jax.device_put(tuple(t[rows] for t in tokens), over_data)
+    tokens = jax.device_put(tuple(t[np.arange(8) % 3] for t in tokens), over_data)
     return jax.device_get(compiled()(params, *tokens))
+
+
+def added(measure, parts):
+    """The statistics of several batches, combined by their rules."""
+    parts = [part[measure.name] for part in parts]
+    return {
+        scope: {
+            name: COMBINE[rule].reduce([part[scope][name] for part in parts])
+            for name, rule in measure.statistics.items()
+        }
+        for scope in parts[0]
+    }
 
 
 def assert_same(found, expected, rtol=1e-5):
@@ -91,7 +105,7 @@ def assert_same(found, expected, rtol=1e-5):
 
 
 @measures
-@forms
+@pytest.mark.parametrize("form", FORMS)
 def test_every_scope_has_every_statistic_as_a_scalar_from_shapes_alone(measure, form):
     _, _, params, tokens = case(form, **LENGTHS)
     found = jax.eval_shape(compiled(form), params, *tokens)[measure.name]
@@ -102,9 +116,17 @@ def test_every_scope_has_every_statistic_as_a_scalar_from_shapes_alone(measure, 
     assert set(measure.statistics.values()) <= set(COMBINE)
 
 
-@measures
+@pytest.mark.parametrize(
+    "measure",
+    [
+        # A minute each: every operation of four or more forward passes is compiled by itself.
+        pytest.param(m, marks=() if m is HEADS else pytest.mark.slow, id=m.name)
+        for m in ACTIVATIONS
+    ],
+)
 def test_jit_is_eager(measure):
-    assert_same(observed()[measure.name], observed_eagerly()[measure.name])
+    config, _, params, tokens = case(**LENGTHS)
+    assert_same(observed()[measure.name], measure.observe(Forwards(config, params, *tokens)))
 
 
 def test_pure():
@@ -125,29 +147,21 @@ def test_neither_a_second_batch_nor_another_scale_recompiles():
 
 
 @measures
-@forms
-def test_padding_never_matters(measure, form):
+def test_padding_never_matters(measure):
     """Neither further columns of padding nor whole rows of it."""
-    assert_same(observed_padded(form)[measure.name], observed(form)[measure.name])
+    assert_same(observed_padded()[measure.name], observed()[measure.name])
 
 
 @measures
 def test_sums_add_up_over_sequences(measure):
-    parts = [part[measure.name] for part in observed_by_sequence()]
-    total = {
-        scope: {
-            name: COMBINE[rule].reduce([part[scope][name] for part in parts])
-            for name, rule in measure.statistics.items()
-        }
-        for scope in parts[0]
-    }
-    assert_same(total, observed()[measure.name])
+    assert_same(added(measure, observed_by_sequence()), observed()[measure.name])
 
 
 @measures
 def test_eight_devices_are_one(measure):
-    assert jax.device_count() == 8
-    assert_same(observed_on(8)[measure.name], observed_on(1)[measure.name])
+    rows = observed_by_sequence()
+    expected = added(measure, [rows[device % 3] for device in range(8)])
+    assert_same(observed_on_eight_devices()[measure.name], expected)
 
 
 @measures

@@ -13,11 +13,12 @@ from saturation.errors import MeasureError
 from saturation.measures.base import ActivationMeasure, Measure
 from saturation.measures.direction import DIRECTION
 from saturation.measures.heads import HEADS
+from saturation.measures.homogeneity import HOMOGENEITY
 from saturation.measures.norms import NORMS
 from saturation.measures.saturation import SATURATION
 
 MEASURES: dict[str, Measure] = {
-    measure.name: measure for measure in (NORMS, DIRECTION, SATURATION, HEADS)
+    measure.name: measure for measure in (NORMS, DIRECTION, SATURATION, HEADS, HOMOGENEITY)
 }
 
 

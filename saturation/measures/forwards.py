@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from saturation.attention import tempered_softmax
+from saturation.limit import Limit, saturate, scale_parameters
 from saturation.models import T5, T5Config, valid_decoder_tokens, valid_encoder_tokens
 from saturation.models.t5 import Taps
 
@@ -61,7 +62,7 @@ class Forwards:
         params: Parameters,
         encoder_input_tokens: Int[ArrayLike, "batch encoder_length"],
         decoder_input_tokens: Int[ArrayLike, "batch decoder_length"],
-        scale: ArrayLike = 1000.0,
+        scale: float | Array = 1000.0,
         terms: int = 4,
     ) -> None:
         self.config = config
@@ -111,11 +112,28 @@ class Forwards:
         return self.taps(self.params, temperature=0.0)
 
     @cached_property
+    def parameter_limit(self) -> dict[str, Limit]:
+        """The exact limit c → ∞ of f(x; cθ)/c^k, by layer (MEASURES §6)."""
+
+        def states(params: Parameters) -> Taps:
+            taps = self.taps(params)
+            return {scope: taps[scope] for scope in self.layers}
+
+        # Traced even in eager mode, where an element without a limit would raise: it is counted.
+        return jax.jit(saturate(states, self.terms))(self.wide_params)
+
+    @property
+    def wide_params(self) -> Parameters:
+        """The parameters in the widest float there is: float64 where x64 is on.
+
+        What scales them needs it: scores reach c^4, and what breaks their ties is c^3 smaller.
+        """
+        return jax.tree.map(lambda p: jnp.asarray(p, jnp.result_type(float)), self.params)
+
+    @cached_property
     def scaled(self) -> Taps:
-        """The taps of f(x; cθ), in float64 where x64 is on: states grow as c^3 and more."""
-        wide = jnp.result_type(float)
-        scale = jnp.asarray(self.scale, wide)
-        return self.taps(jax.tree.map(lambda p: scale * jnp.asarray(p, wide), self.params))
+        """The taps of f(x; cθ): states grow as c^3 and more."""
+        return self.taps(scale_parameters(self.wide_params, self.scale))
 
     @cached_property
     def scaled_in_range(self) -> dict[str, Bool[Array, "batch 1"]]:

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
     from saturation.measures.forwards import AttentionWeights, Forwards
 
-COSINES = ("cosine_attention_limit", "cosine_scaled")
+COSINES = ("cosine_attention_limit", "cosine_parameter_limit", "cosine_scaled")
+EXCLUDED = {
+    "cosine_parameter_limit": "excluded_parameter_limit",
+    "cosine_scaled": "excluded_scaled",
+}
 MEANS = (*COSINES, "total_variation")
-COUNTS = ("tokens", "excluded_scaled")
+COUNTS = ("tokens", *EXCLUDED.values())
 STATISTICS: dict[str, Rule] = dict.fromkeys(
     (*COUNTS, *(each for name in MEANS for each in sum_names(name))), "sum"
 )
@@ -34,14 +38,17 @@ def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
 
 def _layer_sums(forwards: Forwards, scope: str) -> dict[str, Array]:
     valid = forwards.valid(scope)
-    state = forwards.soft[scope]
-    counted = {
+    limit = forwards.parameter_limit[scope]
+    compared = {
         "cosine_attention_limit": (forwards.attention_limit[scope], valid),
+        "cosine_parameter_limit": (limit.value, valid & limit.valid.all(axis=-1)),
         "cosine_scaled": (forwards.scaled[scope], valid & forwards.scaled_in_range[scope]),
     }
-    sums = {"tokens": valid.sum(), "excluded_scaled": (valid & ~counted["cosine_scaled"][1]).sum()}
-    for name, (limit, included) in counted.items():
-        sums |= sums_over_sequences(name, cosine(state, limit), included)
+    sums = {"tokens": valid.sum()}
+    for name, (state, counted) in compared.items():
+        sums |= sums_over_sequences(name, cosine(forwards.soft[scope], state), counted)
+        if name in EXCLUDED:
+            sums[EXCLUDED[name]] = (valid & ~counted).sum()
     return sums
 
 
@@ -84,24 +91,25 @@ def cosine(a: Array, b: Array) -> Array:
 def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
     """Return the mean cosines of a layer, or the mean total variation of a head, with their errors.
 
-    cosine_attention_limit, cosine_scaled: mean over tokens of cos(h, h′), h the residual stream
-    after the layer and h′ the same with every attention at τ = 0, and with every parameter times
-    c. total_variation: mean over queries of ½ Σ|w_1 - w_0|. Each has its standard error over
-    sequences, `…_stderr`. tokens is their number, and excluded_scaled how many of them
-    cosine_scaled leaves out, since f(x; cθ) leaves the range of its dtype there.
+    cosine_attention_limit, cosine_parameter_limit, cosine_scaled: mean over tokens of cos(h, h′),
+    h the residual stream after the layer and h′ the same with every attention at τ = 0, in the
+    limit of all parameters growing together, and with all of them times c. total_variation: mean
+    over queries of ½ Σ|w_1 - w_0|. Each has its standard error over sequences, `…_stderr`. tokens
+    is their number; excluded_parameter_limit and excluded_scaled are how many of them a mean
+    leaves out, since the limit does not exist there or f(x; cθ) leaves the range of its dtype.
     """
     values = {"tokens": statistics["tokens"]}
     for name in MEANS:
         values |= mean_and_error(name, statistics)
     if any(name in values for name in COSINES):
-        values["excluded_scaled"] = statistics["excluded_scaled"]
+        values |= {name: statistics[name] for name in EXCLUDED.values()}
     return values
 
 
 SATURATION = ActivationMeasure(
     name="saturation",
-    definition="cosine of each layer to its attention limit and to f(x; cθ), and total variation "
-    "of each head's weights to those at τ = 0",
+    definition="cosine of each layer to its attention limit, its parameter limit and f(x; cθ), and "
+    "total variation of each head's weights to those at τ = 0",
     source="Merrill et al. 2021 (arXiv 2010.09697), §4; attention limit and total variation ours",
     statistics=STATISTICS,
     observe=observe,

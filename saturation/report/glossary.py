@@ -101,6 +101,30 @@ GLOSSARY = (
         "ours",
     ),
     Term(
+        "cosine_parameter_limit",
+        "mean over tokens of cos(h, h′), h′ of lim f(x; cθ)/c^k for c → ∞",
+        "1 where the network behaves as a homogeneous one.",
+        f"{SHORT}; the exact limit ours",
+    ),
+    Term(
+        "excluded_parameter_limit",
+        "count of tokens",
+        "Tokens that cosine_parameter_limit leaves out: the limit does not exist there.",
+        "ours",
+    ),
+    Term(
+        "cosine_to_limit_at_c",
+        "mean over tokens of cos(f(x; cθ), sf(x))",
+        "From which c on the limit describes the network.",
+        SHORT,
+    ),
+    Term(
+        "local_degree_at_c",
+        "mean over tokens of d ln‖f(x; cθ)‖/d ln c",
+        "The power of c by which a layer grows there.",
+        "ours",
+    ),
+    Term(
         "cosine_scaled",
         "mean over tokens of cos(h, h′), h′ of f(x; cθ)",
         "1 where scaling all parameters by c no longer turns the layer's output.",
