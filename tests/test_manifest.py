@@ -96,6 +96,7 @@ def test_a_manifest_that_is_not_there(tmp_path: Path) -> None:
 
 def test_names_of_the_known_trajectories_open_without_a_request() -> None:
     assert "pile-t5-base" in known_trajectories()
+    pytest.importorskip("gcsfs", reason="reading buckets needs gcsfs (the extra 'gcs')")
     trajectory = open_trajectory("t5-1.1-base")
     assert len(trajectory) == len(trajectory.expected) == 2
 
