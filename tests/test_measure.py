@@ -16,8 +16,8 @@ import saturation
 from saturation import plan, run, stream
 from saturation.checkpoints.base import Parameter
 from saturation.errors import MeasureError, ResultsError, Stopped
-from saturation.plan import Shard, assigned
 from saturation.parts import status
+from saturation.plan import Shard, assigned
 from saturation.runfolder import RunFolder
 from saturation.scopes import scopes
 
