@@ -7,6 +7,7 @@ returns the outputs. A primitive without a rule here is an error that names it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -143,7 +144,9 @@ def division(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> lis
     x, y = inputs
     if isinstance(y, Series):
         inverse = series.raised(y, -1.0, y.example)
-        return [_times(interpreter, eqn, x, inverse)]
+        quotient = series.as_series(_times(interpreter, eqn, x, inverse), interpreter.terms)
+        # Spoilt also where x is exactly 0, which spares a product: here it makes 0/0.
+        return [replace(quotient, invalid=series.join_invalid(quotient, inverse))]
     numerator, shape = series.as_series(x, interpreter.terms), like(eqn).shape
     parts = [
         None if c is None else jnp.broadcast_to(c / y.array, shape) for c in numerator.coefficients
@@ -368,7 +371,7 @@ RULES: dict[str, Rule] = {
         (
             *("neg", "reduce_sum", "reshape", "broadcast_in_dim", "transpose", "slice", "squeeze"),
             *("rev", "cumsum", "reduce_precision", "expand_dims", "real", "reduce_window_sum"),
-            *("gather", "dynamic_slice"),
+            *("gather", "dynamic_slice", "tile"),
         ),
         linear(0),
     ),
@@ -383,6 +386,7 @@ RULES: dict[str, Rule] = {
         identity,
     ),
     "split": split,
+    "unstack": split,
     "add": addition(1),
     "add_any": addition(1),
     "sub": addition(-1),
