@@ -185,7 +185,7 @@ class _Interpreter:
 
         def read(atom: Any) -> Value:
             if isinstance(atom, Literal):
-                return _constant(atom.val, atom.aval.dtype)
+                return _constant(atom.val, np.asarray(atom.val).dtype)
             return environment[atom]
 
         for eqn in jaxpr.eqns:
