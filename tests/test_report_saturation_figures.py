@@ -65,12 +65,12 @@ def test_layers_stand_by_stack_and_depth_with_the_final_norm_last():
 def test_the_heat_map_and_the_curves_are_the_tables_values(figures):
     run = RunTable("run", table())
     layers = ordered_layers(run.matching("cosine_scaled", ".*"))
-    heat = panel(figures["saturation"], "Limit: f(x; cθ)")
+    heat = panel(figures["saturation"], "Limit: attention at τ = 0")
     drawn = np.asarray(heat.collections[0].get_array())
     np.testing.assert_array_equal(drawn, [series.values for series in layers.values()])
     assert [label.get_text() for label in heat.get_yticklabels()] == list(layers)
     assert heat.yaxis_inverted()
-    curves = panel(figures["saturation"], "The same as curves: f(x; cθ)")
+    curves = panel(figures["saturation"], "Curves: f(x; cθ)")
     lines = {line.get_label(): line.get_ydata() for line in curves.get_lines()}
     for scope, series in layers.items():
         np.testing.assert_array_equal(lines[scope], series.values)

@@ -52,8 +52,10 @@ def draw_saturation(parent: Figure | SubFigure, run: RunTable) -> None:
         layers = ordered_layers(run.matching(metric, LAYER))
         _heat_map(heat, layers)
         heat.set_title(f"Limit: {COSINES[metric]}")
-        curves.set_title(f"The same as curves: {COSINES[metric]}")
+        curves.set_title(f"Curves: {COSINES[metric]}")
         _curves(curves, layers)
+    for heat in panels[0, 1:]:  # the layers stand beside the first; again, they would take the room
+        heat.tick_params(labelleft=False)
     scale = ScalarMappable(Normalize(*COSINE_RANGE), "viridis")
     parent.colorbar(scale, ax=list(panels[0]), label="mean cos(h, h′) over tokens", pad=0.01)
     handles, labels = panels[1, 0].get_legend_handles_labels()
