@@ -185,7 +185,8 @@ class _Interpreter:
 
         def read(atom: Any) -> Value:
             if isinstance(atom, Literal):
-                return _constant(atom.val, np.asarray(atom.val).dtype)
+                aval: Any = atom.aval  # its dtype, not the value's: a Python float has 64 bits
+                return _constant(atom.val, aval.dtype)
             return environment[atom]
 
         for eqn in jaxpr.eqns:

@@ -156,7 +156,7 @@ class Forwards:
         return {path: self._attention(path) for path in self.config.attention_names()}
 
     def taps(
-        self, params: Parameters, temperature: float = 1.0, *, attention_weights: bool = False
+        self, params: Parameters, temperature: ArrayLike = 1.0, *, attention_weights: bool = False
     ) -> Taps:
         """Return the taps of the model with these parameters, on this batch."""
         _, taps = T5(self.config).apply(
