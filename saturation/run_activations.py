@@ -154,7 +154,8 @@ def _accumulate(total: Observed, partial: Observed, measures: Sequence[Activatio
             sums = scopes.setdefault(scope, {})
             for name, rule in measure.statistics.items():
                 value = np.asarray(statistics[name], np.float64)
-                sums[name] = COMBINE[rule](sums[name], value) if name in sums else value
+                both = COMBINE[rule](sums[name], value) if name in sums else value
+                sums[name] = np.asarray(both)
 
 
 def _columns(
