@@ -186,3 +186,13 @@ def test_the_installed_command_answers_help() -> None:
         "export",
     ):
         assert verb in shown.stdout
+
+
+@pytest.mark.parametrize("place", ["pile-t5-base", "gs://bucket/run", "https://host/model.bin"])
+def test_a_package_that_is_not_installed_is_named_with_its_command(
+    call, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    failed = call("ls", place)
+    assert failed.code == 1
+    assert "is needed, which is not installed: pip install 'saturation-jax[" in failed.err

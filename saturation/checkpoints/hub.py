@@ -133,6 +133,9 @@ def revisions(url: str) -> dict[str, str]:
     Raises:
       CheckpointFormatError: there is no such repository, or none of its references matches.
     """
+    from saturation.checkpoints.remote import require
+
+    require(url, "hf")
     repository, address = parse_url(url), endpoint()
     try:
         found, _ = _ask(

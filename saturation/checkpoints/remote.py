@@ -230,7 +230,7 @@ def open_remote(url: str, places: Places | None = None) -> Folder:
     """
     places = {} if places is None else places
     scheme, _, rest = url.partition("://")
-    _require(url, scheme)
+    require(url, scheme)
     if scheme == "file":
         return open_folder(rest)
     if scheme == "hf":
@@ -253,7 +253,8 @@ def open_remote(url: str, places: Places | None = None) -> Folder:
     return RemoteFolder(places[key], prefix)
 
 
-def _require(url: str, scheme: str) -> None:
+def require(url: str, scheme: str) -> None:
+    """Raise `CheckpointFormatError` where the package that reads a scheme is not installed."""
     module, extra = _NEEDS.get(scheme, ("", ""))
     if module and importlib.util.find_spec(module) is None:
         raise CheckpointFormatError(

@@ -227,7 +227,7 @@ class _Machine:
         self._at += count
         return data
 
-    def number(self, layout: str) -> int:
+    def number(self, layout: str) -> Any:
         return struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
 
     def long(self) -> None:
