@@ -188,9 +188,8 @@ def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -
             f"{folder.path} was measured over {len(found['arrays'])} arrays, and this command asks "
             f"for {len(asked['arrays'])}; choose another --out, or the same --common-arrays."
         )
-    if found.get("activations", asked.get("activations")) != asked.get(
-        "activations", found.get("activations")
-    ):
+    both = "activations" in found and "activations" in asked
+    if both and found["activations"] != asked["activations"]:
         raise ResultsError(
             f"{folder.path} was measured on other tokens or settings ({found['activations']}) than "
             f"this command's ({asked['activations']}); choose another --out, or the same ones."

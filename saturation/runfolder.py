@@ -152,5 +152,22 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | os.PathLike[str], text: str, what: str) -> Path:
+    """Write a text as UTF-8 by `write_whole` and return its path; `what` names it in the error.
+
+    Raises:
+      ResultsError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise ResultsError(
+            f"Cannot write {path}: {error.strerror or error}. "
+            f"Make room or choose another place for the {what}."
+        ) from error
+    return path
+
+
 def _reason(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__

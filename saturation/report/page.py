@@ -16,7 +16,6 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 import saturation
-from saturation.errors import ResultsError
 from saturation.growth import Fit, describe
 from saturation.report import charts
 from saturation.report.figures import missing_figures
@@ -25,7 +24,7 @@ from saturation.report.growth_figure import choose_laws
 from saturation.report.page_template import PAGE, STYLE
 from saturation.report.series import SCOPE_MEANING, Fits, RunTable, describe_spacing, run_tables
 from saturation.report.summary import reading_guide, warnings
-from saturation.runfolder import write_whole
+from saturation.runfolder import write_text
 
 Facts = Mapping[str, Mapping[str, Any]]  # {run: its run.json}
 
@@ -69,16 +68,7 @@ def write_page(
     Raises:
         ResultsError: a table is not a results table, or the file cannot be written.
     """
-    text = build_page(tables, fits, facts or {})
-    path = Path(path)
-    try:
-        write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise ResultsError(
-            f"Cannot write {path}: {error.strerror or error}. "
-            "Make room or choose another place for the page."
-        ) from error
-    return path
+    return write_text(path, build_page(tables, fits, facts or {}), "page")
 
 
 def build_page(tables: Mapping[str, pd.DataFrame], fits: Fits, facts: Facts) -> str:

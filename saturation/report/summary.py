@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from saturation.errors import ResultsError
 from saturation.growth import BLOCK, MINIMUM_POINTS, Fit, best_law, describe
 from saturation.report.series import (
     SCOPE_MEANING,
@@ -19,7 +18,7 @@ from saturation.report.series import (
     describe_spacing,
     run_tables,
 )
-from saturation.runfolder import write_whole
+from saturation.runfolder import write_text
 
 
 def write_summary(tables: Mapping[str, pd.DataFrame], fits: Fits, path: str | Path) -> Path:
@@ -28,16 +27,7 @@ def write_summary(tables: Mapping[str, pd.DataFrame], fits: Fits, path: str | Pa
     Raises:
         ResultsError: a table is not a results table, or the file cannot be written.
     """
-    text = summarize(tables, fits)
-    path = Path(path)
-    try:
-        write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise ResultsError(
-            f"Cannot write {path}: {error.strerror or error}. "
-            "Make room or choose another place for the summary."
-        ) from error
-    return path
+    return write_text(path, summarize(tables, fits), "summary")
 
 
 def summarize(tables: Mapping[str, pd.DataFrame], fits: Fits) -> str:
