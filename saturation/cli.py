@@ -113,6 +113,14 @@ def measure_trajectory(
     terms: Annotated[
         int, typer.Option("--terms", min=1, help="Terms of the series of the parameter limit.")
     ] = 4,
+    limits: Annotated[
+        str,
+        typer.Option(
+            "--limits",
+            metavar="NAME[,NAME…]",
+            help="What `saturation` compares with; what is left out costs nothing.",
+        ),
+    ] = "attention,parameter,scaled",
     fast: Annotated[
         bool, typer.Option("--fast", help="Allow the device's default matmul precision.")
     ] = False,
@@ -124,7 +132,7 @@ def measure_trajectory(
     from saturation.trajectory import open_trajectory
 
     part = Shard.parse(shard)
-    names = tuple(name.strip() for name in measures.split(",") if name.strip())
+    names = _names(measures)
     opened = open_trajectory(trajectory, steps)
     if dry_run:
         from saturation.plan import planned_work
@@ -141,7 +149,7 @@ def measure_trajectory(
     settings = None
     if needs_tokens(names):
         batch = read_tokens(tokens, vocabulary, sequences, length, decoder_input)
-        settings = ActivationSettings(batch, batch_size, scale, terms, fast)
+        settings = ActivationSettings(batch, batch_size, scale, terms, fast, _names(limits))
     with stop_requested() as stop, _progress("Measuring", "B", quiet=as_json) as progress:
         outcome = measure(opened, names, out, part, common_arrays, settings, progress, stop)
     _print(outcome.to_json() if as_json else measured_text(outcome, out))
@@ -322,6 +330,10 @@ def _progress(what: str, unit: str, quiet: bool = False) -> Progress:
     from saturation.progress import Progress
 
     return Progress(what, unit, quiet=quiet)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _parse_overrides(items: list[str] | None) -> dict[str, str]:

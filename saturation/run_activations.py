@@ -15,6 +15,7 @@ from saturation.batches import TokenBatch, read_tokens
 from saturation.errors import Stopped
 from saturation.measures.base import COMBINE, ActivationMeasure
 from saturation.measures.reduce import accumulation, enable_x64
+from saturation.measures.saturation import LIMITS, checked_limits
 from saturation.parts import ACTIVATIONS, write_part
 from saturation.progress import Progress
 from saturation.runfolder import RunFolder
@@ -36,6 +37,8 @@ class ActivationSettings:
       scale: the finite c of f(x; cθ).
       terms: terms of the series that computes the parameter limit.
       fast: let matrix products run at the device's default precision, not the highest.
+      limits: what `saturation` compares the network with, of "attention", "parameter" and
+        "scaled"; what is left out costs nothing and its metrics are absent.
     """
 
     tokens: TokenBatch = field(default_factory=read_tokens)
@@ -43,6 +46,10 @@ class ActivationSettings:
     scale: float = 1000.0
     terms: int = 4
     fast: bool = False
+    limits: tuple[str, ...] = LIMITS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limits", checked_limits(self.limits))
 
     def describe(self) -> dict[str, Any]:
         """Return what `run.json` records, by which runs and steps are comparable."""
@@ -50,6 +57,7 @@ class ActivationSettings:
             "tokens": self.tokens.describe(),
             "scale": self.scale,
             "terms": self.terms,
+            "limits": list(self.limits),
             "matmul_precision": "default" if self.fast else "highest",
         }
 
@@ -131,7 +139,13 @@ def _jitted_pass(
     @jax.jit
     def observe(parameters: Any, encoder_tokens: jax.Array, decoder_tokens: jax.Array) -> Any:
         forwards = Forwards(
-            config, parameters, encoder_tokens, decoder_tokens, settings.scale, settings.terms
+            config,
+            parameters,
+            encoder_tokens,
+            decoder_tokens,
+            settings.scale,
+            settings.terms,
+            settings.limits,
         )
         return {measure.name: measure.observe(forwards) for measure in measures}
 

@@ -13,10 +13,12 @@ import pytest
 from activation_cases import FORMS, QUICK, case, observe_table, table, valid_rows
 from t5_reference import nested, read_hugging_face, reference_t5
 
+from saturation.errors import MeasureError
 from saturation.measures.forwards import Forwards
 from saturation.measures.reduce import enable_x64
 from saturation.measures.saturation import SATURATION, cosine
 from saturation.models import T5Config
+from saturation.run_activations import ActivationSettings
 
 
 def numpy_cosine(a, b):
@@ -147,6 +149,7 @@ def test_states_beyond_float32_are_left_out_and_counted():
             assert found[scope]["excluded_scaled"] == (valid.sum() if excluded else 0)
             assert found[scope]["cosine_scaled_tokens"] == (0 if excluded else valid.sum())
     metrics = SATURATION.metrics({k: np.array([v]) for k, v in found["encoder/layers_0"].items()})
+    assert metrics["excluded_parameter_limit"] == 0
     assert "cosine_scaled" not in metrics
     assert metrics["excluded_scaled"] == metrics["tokens"]
 
@@ -175,6 +178,50 @@ def test_tokens_without_a_parameter_limit_are_left_out_and_counted():
     assert found["encoder/layers_0"]["excluded_parameter_limit"] == 1
     assert np.isfinite(found["encoder/layers_0"]["cosine_parameter_limit"])
     assert found["encoder/final"]["excluded_parameter_limit"] == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "metrics"),
+    [
+        (("attention",), {"cosine_attention_limit"}),
+        (("parameter",), {"cosine_parameter_limit", "excluded_parameter_limit"}),
+        (("scaled", "attention"), {"cosine_scaled", "excluded_scaled", "cosine_attention_limit"}),
+    ],
+)
+def test_what_is_not_asked_for_is_not_computed(limits, metrics):
+    config, _, params, tokens = case()
+    made = []
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def observe(params):
+        made.append(Forwards(config, params, *tokens, limits=limits))
+        return SATURATION.observe(made[0])
+
+    found = table(SATURATION, observe(params))
+    [forwards] = made
+    computed = {"attention_limit", "parameter_limit", "scaled"} & set(vars(forwards))
+    assert computed == {limit.replace("attention", "attention_limit").replace(
+        "parameter", "parameter_limit") for limit in limits}  # fmt: skip
+    errors = {f"{name}_stderr" for name in metrics if name.startswith("cosine")}
+    assert set(found["encoder/layers_0"]) == {"tokens", *metrics, *errors}
+    heads = {"tokens", "total_variation", "total_variation_stderr"}
+    assert set(found.get("encoder/layers_0/attention/head_0", ())) == (
+        heads if "attention" in limits else set()
+    )
+
+
+@pytest.mark.parametrize(("given", "found"), [(("both",), "'both'"), ((), "nothing")])
+def test_a_limit_that_does_not_exist_is_refused(given, found):
+    with pytest.raises(
+        MeasureError, match=rf"limits attention, parameter, scaled, not with {found}"
+    ):
+        ActivationSettings(limits=given)
+
+
+def test_the_order_of_limits_does_not_matter():
+    settings = ActivationSettings(limits=("scaled", "attention"))
+    assert settings.limits == ("attention", "scaled")
+    assert settings.describe()["limits"] == ["attention", "scaled"]
 
 
 def test_cosines_of_huge_tiny_and_zero_states():

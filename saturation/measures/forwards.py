@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast
@@ -15,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from saturation.attention import tempered_softmax
 from saturation.limit import Limit, saturate, scale_parameters
+from saturation.measures.saturation import LIMITS
 from saturation.models import T5, T5Config, valid_decoder_tokens, valid_encoder_tokens
 from saturation.models.t5 import Taps
 
@@ -54,6 +56,7 @@ class Forwards:
       decoder_input_tokens: (batch, decoder length), shifted right or as they are.
       scale: the finite c of f(x; cθ).
       terms: terms of the series that computes the parameter limit.
+      limits: what `saturation` compares the network with; the others are not computed for it.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Forwards:
         decoder_input_tokens: Int[ArrayLike, "batch decoder_length"],
         scale: float | Array = 1000.0,
         terms: int = 4,
+        limits: Sequence[str] = LIMITS,
     ) -> None:
         self.config = config
         self.params = params
@@ -71,6 +75,7 @@ class Forwards:
         self.decoder_input_tokens = jnp.asarray(decoder_input_tokens)
         self.scale = scale
         self.terms = terms
+        self.limits = tuple(limits)
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saturation.errors import MeasureError
 from saturation.measures.base import ActivationMeasure, Rule, Statistics
 from saturation.measures.means import mean_and_error, sum_names, sums_over_sequences
 
@@ -14,12 +16,17 @@ if TYPE_CHECKING:
 
     from saturation.measures.forwards import AttentionWeights, Forwards
 
-COSINES = ("cosine_attention_limit", "cosine_parameter_limit", "cosine_scaled")
+COSINES = {  # by what a network is compared with; total variation goes with the attention limit
+    "attention": "cosine_attention_limit",
+    "parameter": "cosine_parameter_limit",
+    "scaled": "cosine_scaled",
+}
+LIMITS = tuple(COSINES)
 EXCLUDED = {
     "cosine_parameter_limit": "excluded_parameter_limit",
     "cosine_scaled": "excluded_scaled",
 }
-MEANS = (*COSINES, "total_variation")
+MEANS = (*COSINES.values(), "total_variation")
 COUNTS = ("tokens", *EXCLUDED.values())
 STATISTICS: dict[str, Rule] = dict.fromkeys(
     (*COUNTS, *(each for name in MEANS for each in sum_names(name))), "sum"
@@ -29,7 +36,7 @@ STATISTICS: dict[str, Rule] = dict.fromkeys(
 def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
     """Return the sums of every layer and every head; those that a scope has none of are 0."""
     found = {scope: _layer_sums(forwards, scope) for scope in forwards.layers}
-    for path, attention in forwards.attentions.items():
+    for path, attention in forwards.attentions.items() if "attention" in forwards.limits else ():
         by_head = _head_sums(attention)
         for head in range(forwards.config.num_heads):
             found[f"{path}/head_{head}"] = {name: sums[head] for name, sums in by_head.items()}
@@ -38,18 +45,25 @@ def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
 
 def _layer_sums(forwards: Forwards, scope: str) -> dict[str, Array]:
     valid = forwards.valid(scope)
-    limit = forwards.parameter_limit[scope]
-    compared = {
-        "cosine_attention_limit": (forwards.attention_limit[scope], valid),
-        "cosine_parameter_limit": (limit.value, valid & limit.valid.all(axis=-1)),
-        "cosine_scaled": (forwards.scaled[scope], valid & forwards.scaled_in_range[scope]),
-    }
     sums = {"tokens": valid.sum()}
-    for name, (state, counted) in compared.items():
+    for limit in forwards.limits:
+        name = COSINES[limit]
+        state, counted = _compared(forwards, limit, scope)
         sums |= sums_over_sequences(name, cosine(forwards.soft[scope], state), counted)
         if name in EXCLUDED:
             sums[EXCLUDED[name]] = (valid & ~counted).sum()
     return sums
+
+
+def _compared(forwards: Forwards, limit: str, scope: str) -> tuple[Array, Array]:
+    """Return the states that a layer's are compared with, and which tokens have one."""
+    valid = forwards.valid(scope)
+    if limit == "attention":
+        return forwards.attention_limit[scope], valid
+    if limit == "parameter":
+        found = forwards.parameter_limit[scope]
+        return found.value, valid & found.valid.all(axis=-1)
+    return forwards.scaled[scope], valid & forwards.scaled_in_range[scope]
 
 
 def _head_sums(attention: AttentionWeights) -> dict[str, Array]:
@@ -97,13 +111,32 @@ def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
     over queries of ½ Σ|w_1 - w_0|. Each has its standard error over sequences, `…_stderr`. tokens
     is their number; excluded_parameter_limit and excluded_scaled are how many of them a mean
     leaves out, since the limit does not exist there or f(x; cθ) leaves the range of its dtype.
+    What was not asked for (`Forwards.limits`) is absent.
     """
     values = {"tokens": statistics["tokens"]}
     for name in MEANS:
         values |= mean_and_error(name, statistics)
-    if any(name in values for name in COSINES):
-        values |= {name: statistics[name] for name in EXCLUDED.values()}
+    for name, excluded in EXCLUDED.items():
+        # Neither counted nor left out: a head, or a limit that was not asked for.
+        if name in values or np.any(statistics[excluded] > 0):
+            values[excluded] = statistics[excluded]
     return values
+
+
+def checked_limits(names: Sequence[str]) -> tuple[str, ...]:
+    """Return what a network is to be compared with, in the order of `LIMITS`.
+
+    Raises:
+      MeasureError: a name is none of `LIMITS`, or there is none.
+    """
+    unknown = [name for name in names if name not in LIMITS]
+    if unknown or not names:
+        found = repr(unknown[0]) if unknown else "nothing"
+        raise MeasureError(
+            f"A network is compared with its limits {', '.join(LIMITS)}, not with {found}; give "
+            "one or several of these."
+        )
+    return tuple(name for name in LIMITS if name in names)
 
 
 SATURATION = ActivationMeasure(
