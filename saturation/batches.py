@@ -44,11 +44,21 @@ class TokenBatch:
             "sha256": digest.hexdigest(),
         }
 
-    def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (encoder, decoder) tokens of up to `size` sequences at a time."""
-        for start in range(0, len(self.encoder_input_tokens), size):
-            part = slice(start, start + size)
-            yield self.encoder_input_tokens[part], self.decoder_input_tokens[part]
+    def batches(self, size: int, multiple: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield (encoder, decoder) tokens of `size` rows at a time, all batches of one shape.
+
+        Rows of padding, which are no sequences, fill up the last one.
+
+        Args:
+          size: rows of a batch, or the number of sequences where that is less; rounded up to
+          multiple: the number of devices that share a batch.
+        """
+        tables = (self.encoder_input_tokens, self.decoder_input_tokens)
+        rows = -(-min(size, len(tables[0])) // multiple) * multiple
+        missing = -len(tables[0]) % rows
+        encoder, decoder = (np.pad(table, ((0, missing), (0, 0))) for table in tables)
+        for start in range(0, len(encoder), rows):
+            yield encoder[start : start + rows], decoder[start : start + rows]
 
     def refuse_unknown(self, vocab_size: int, path: str) -> None:
         """Raise `MeasureError` where an id lies outside the vocabulary of the model at `path`."""

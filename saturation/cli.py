@@ -124,6 +124,15 @@ def measure_trajectory(
     fast: Annotated[
         bool, typer.Option("--fast", help="Allow the device's default matmul precision.")
     ] = False,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            "--mesh",
+            metavar="data=N,model=M",
+            help="For measures of activations: devices that share the sequences of a batch, and "
+            "the parameters; by default all on data, if the model fits one device.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a trajectory into a run folder; a run that was stopped goes on where it was."""
@@ -145,11 +154,13 @@ def measure_trajectory(
     from saturation.measures import needs_tokens
     from saturation.run import measure
     from saturation.run_activations import ActivationSettings
+    from saturation.sharding import parse_mesh
 
+    sizes = None if mesh is None else parse_mesh(mesh)
     settings = None
     if needs_tokens(names):
         batch = read_tokens(tokens, vocabulary, sequences, length, decoder_input)
-        settings = ActivationSettings(batch, batch_size, scale, terms, fast, _names(limits))
+        settings = ActivationSettings(batch, batch_size, scale, terms, fast, _names(limits), sizes)
     with stop_requested() as stop, _progress("Measuring", "B", quiet=as_json) as progress:
         outcome = measure(opened, names, out, part, common_arrays, settings, progress, stop)
     _print(outcome.to_json() if as_json else measured_text(outcome, out))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,18 @@ from saturation.measures.saturation import LIMITS, checked_limits
 from saturation.parts import ACTIVATIONS, write_part
 from saturation.progress import Progress
 from saturation.runfolder import RunFolder
+from saturation.sharding import (
+    DATA,
+    make_mesh,
+    over_data,
+    parameter_sharding,
+    place,
+    replicated,
+)
 
 if TYPE_CHECKING:
-    from saturation.checkpoints.base import Checkpoint, Parameter
+    from saturation.checkpoints.base import Box, Checkpoint, Parameter
+    from saturation.models import T5Config
     from saturation.trajectory import Trajectory
 
 Observed = dict[str, dict[str, dict[str, np.ndarray]]]  # {measure: {scope: {statistic: scalar}}}
@@ -39,6 +48,7 @@ class ActivationSettings:
       fast: let matrix products run at the device's default precision, not the highest.
       limits: what `saturation` compares the network with, of "attention", "parameter" and
         "scaled"; what is left out costs nothing and its metrics are absent.
+      mesh: sizes of the mesh of devices, as `make_mesh` takes them; by default as the model fits.
     """
 
     tokens: TokenBatch = field(default_factory=read_tokens)
@@ -47,6 +57,7 @@ class ActivationSettings:
     terms: int = 4
     fast: bool = False
     limits: tuple[str, ...] = LIMITS
+    mesh: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limits", checked_limits(self.limits))
@@ -82,7 +93,7 @@ def measure_activations(
       MeasureError: the checkpoints are of no T5, or the tokens lie outside its vocabulary.
       Stopped: `stop` was set; the step at hand is written.
     """
-    passes: dict[tuple[Any, ...], Callable[..., Any]] = {}
+    passes: dict[tuple[Any, ...], _Pass] = {}
     progress.start(sum(_nbytes(trajectory[step]) for step in todo))
     for step, measures in todo.items():
         if stop.is_set():
@@ -101,7 +112,7 @@ def observe_checkpoint(
     checkpoint: Checkpoint,
     measures: Sequence[ActivationMeasure],
     settings: ActivationSettings,
-    passes: dict[tuple[Any, ...], Callable[..., Any]] | None = None,
+    passes: dict[tuple[Any, ...], _Pass] | None = None,
 ) -> Observed:
     """Return the statistics of one checkpoint, summed over all sequences in float64.
 
@@ -117,26 +128,64 @@ def observe_checkpoint(
     passes = {} if passes is None else passes
     key = (config, tuple(measure.name for measure in measures))
     if key not in passes:
-        passes[key] = _jitted_pass(config, measures, settings)
-    parameters = jax.device_put(_widened(checkpoint.load()))
+        passes[key] = _Pass(config, measures, settings)
     total: Observed = {}
     with ExitStack() as stack:
         # Parameters stay float32, and so the model; its limits and all sums are float64.
         stack.enter_context(enable_x64(accumulation(jax.default_backend()) == "float64"))
         if not settings.fast:
             stack.enter_context(jax.default_matmul_precision("highest"))
-        for encoder_tokens, decoder_tokens in settings.tokens.batches(settings.batch_size):
-            partial = jax.device_get(passes[key](parameters, encoder_tokens, decoder_tokens))
+        for partial in passes[key].observe(checkpoint):
             _accumulate(total, partial, measures)
     return total
 
 
-def _jitted_pass(
-    config: Any, measures: Sequence[ActivationMeasure], settings: ActivationSettings
+class _Pass:
+    """The jitted pass of some measures over one model, on a mesh of devices."""
+
+    def __init__(
+        self, config: T5Config, measures: Sequence[ActivationMeasure], settings: ActivationSettings
+    ) -> None:
+        from saturation.models.axes import parameter_axes
+
+        self._settings = settings
+        self._mesh = make_mesh(settings.mesh, 4 * config.num_parameters)
+        axes = parameter_axes(config)
+        self._shardings = {
+            name: parameter_sharding(self._mesh, axes[name], shape)
+            for name, shape in config.parameter_shapes().items()
+        }
+        self._jitted = jax.jit(
+            _traced(config, measures, settings), out_shardings=replicated(self._mesh)
+        )
+
+    def observe(self, checkpoint: Checkpoint) -> Iterator[Any]:
+        """Yield {measure: {scope: {statistic: scalar}}} of each batch of the tokens."""
+        parameters = self._place_parameters(checkpoint)
+        rows = self._mesh.shape[DATA]
+        sharding = over_data(self._mesh)
+        for batch in self._settings.tokens.batches(self._settings.batch_size, rows):
+            placed = (place(tokens.shape, sharding, tokens.__getitem__) for tokens in batch)
+            yield jax.device_get(self._jitted(parameters, *placed))
+
+    def _place_parameters(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Return the nested parameters in float32; each process reads the slices that it holds."""
+        from flax.traverse_util import unflatten_dict
+
+        def placed(name: str) -> jax.Array:
+            def read(box: Box) -> np.ndarray:
+                return np.ascontiguousarray(checkpoint.read(name, box), np.float32)
+
+            return place(checkpoint.parameters[name].shape, self._shardings[name], read)
+
+        return unflatten_dict({name: placed(name) for name in self._shardings}, sep="/")
+
+
+def _traced(
+    config: T5Config, measures: Sequence[ActivationMeasure], settings: ActivationSettings
 ) -> Callable[..., Any]:
     from saturation.measures.forwards import Forwards
 
-    @jax.jit
     def observe(parameters: Any, encoder_tokens: jax.Array, decoder_tokens: jax.Array) -> Any:
         forwards = Forwards(
             config,
@@ -150,15 +199,6 @@ def _jitted_pass(
         return {measure.name: measure.observe(forwards) for measure in measures}
 
     return observe
-
-
-def _widened(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters in float32 where they are stored in less."""
-
-    def widen(array: np.ndarray) -> np.ndarray:
-        return array.astype(np.float32) if array.dtype.itemsize < 4 else array
-
-    return jax.tree.map(widen, tree)
 
 
 def _accumulate(total: Observed, partial: Observed, measures: Sequence[ActivationMeasure]) -> None:

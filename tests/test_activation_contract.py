@@ -12,13 +12,15 @@ import jax
 import numpy as np
 import pytest
 from activation_cases import FORMS, QUICK, case
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from t5_reference import nested
 
 from saturation.measures import MEASURES
 from saturation.measures.base import COMBINE, ActivationMeasure
 from saturation.measures.forwards import Forwards
 from saturation.measures.heads import HEADS
 from saturation.measures.reduce import enable_x64
+from saturation.models.axes import parameter_axes
+from saturation.sharding import make_mesh, over_data, parameter_sharding
 
 ACTIVATIONS = [m for m in MEASURES.values() if isinstance(m, ActivationMeasure)]
 measures = pytest.mark.parametrize("measure", ACTIVATIONS, ids=lambda measure: measure.name)
@@ -72,14 +74,18 @@ def observed_by_sequence():
 
 @lru_cache
 def observed_on_eight_devices():
-    """Rows 0, 1, 2, 0, 1, 2, 0, 1 of the batch, one on each device."""
+    """Rows 0, 1, 2, 0 of the batch, each on two devices that split the model between them."""
     assert jax.device_count() == 8
-    _, _, params, tokens = case(**LENGTHS)
-    mesh = Mesh(np.array(jax.devices()), ("data",))
-    over_data = NamedSharding(mesh, PartitionSpec("data"))
-    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    tokens = jax.device_put(tuple(t[np.arange(8) % 3] for t in tokens), over_data)
-    return jax.device_get(compiled()(params, *tokens))
+    config, flat, _, tokens = case(**LENGTHS)
+    mesh, axes = make_mesh({"data": 4, "model": 2}), parameter_axes(config)
+    params = {
+        name: jax.device_put(array.astype(np.float32), parameter_sharding(mesh, axes[name], shape))
+        for (name, array), shape in zip(
+            flat.items(), config.parameter_shapes().values(), strict=True
+        )
+    }
+    tokens = jax.device_put(tuple(t[np.arange(4) % 3] for t in tokens), over_data(mesh))
+    return jax.device_get(compiled()(nested(params), *tokens))
 
 
 def added(measure, parts):
@@ -160,7 +166,7 @@ def test_sums_add_up_over_sequences(measure):
 @measures
 def test_eight_devices_are_one(measure):
     rows = observed_by_sequence()
-    expected = added(measure, [rows[device % 3] for device in range(8)])
+    expected = added(measure, [rows[row % 3] for row in range(4)])
     assert_same(observed_on_eight_devices()[measure.name], expected)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from activation_cases import case
@@ -15,26 +13,46 @@ from saturation.measures.heads import HEADS
 from saturation.run_activations import ActivationSettings, observe_checkpoint
 
 
+class MadeCheckpoint:
+    """What the driver reads of a checkpoint; keeps count of the elements read."""
+
+    path = "made"
+
+    def __init__(self, config, flat):
+        float32 = np.dtype(np.float32)
+        self.parameters = {n: Parameter(s, float32) for n, s in config.parameter_shapes().items()}
+        self.flat, self.elements = flat, 0
+
+    def read(self, name, index):
+        self.elements += self.flat[name][index].size
+        return self.flat[name][index]
+
+
 def checkpoint_and_tokens():
-    """What the driver reads of a checkpoint, and three sequences for it."""
-    config, _, params, (encoder, decoder) = case(encoder_length=8, decoder_length=6)
-    float32 = np.dtype(np.float32)
-    parameters = {name: Parameter(s, float32) for name, s in config.parameter_shapes().items()}
-    checkpoint = SimpleNamespace(parameters=parameters, path="made", load=lambda: params)
-    return checkpoint, TokenBatch(encoder, decoder, "made")
+    """A checkpoint and three sequences for it."""
+    config, flat, _, (encoder, decoder) = case(encoder_length=8, decoder_length=6)
+    return MadeCheckpoint(config, flat), TokenBatch(encoder, decoder, "made")
 
 
-def test_the_batch_size_does_not_matter_and_sums_are_float64():
+def test_neither_batch_size_nor_mesh_matter_and_sums_are_float64():
+    """On 8 devices, each with a row, of which most are padding; and on 8 that split the model."""
     checkpoint, tokens = checkpoint_and_tokens()
     found = [
-        observe_checkpoint(checkpoint, (HEADS,), ActivationSettings(tokens, batch_size=size))
-        for size in (1, 3)
+        observe_checkpoint(checkpoint, (HEADS,), ActivationSettings(tokens, size, mesh=mesh))
+        for size, mesh in ((1, None), (3, {"model": 8}), (2, {"data": 2, "model": 4}))
     ]
-    for scope, statistics in found[1]["heads"].items():
+    for scope, statistics in found[0]["heads"].items():
         for name, value in statistics.items():
             assert value.dtype == np.float64
-            np.testing.assert_allclose(found[0]["heads"][scope][name], value, rtol=1e-5, atol=1e-5)
-    assert found[1]["heads"]["encoder/layers_0/attention/head_0"]["tokens"] == 15
+            for other in found[1:]:
+                np.testing.assert_allclose(other["heads"][scope][name], value, rtol=1e-5, atol=1e-5)
+    assert found[0]["heads"]["encoder/layers_0/attention/head_0"]["tokens"] == 15
+
+
+def test_a_process_reads_each_slice_of_a_parameter_once():
+    checkpoint, tokens = checkpoint_and_tokens()
+    observe_checkpoint(checkpoint, (HEADS,), ActivationSettings(tokens, mesh={"model": 8}))
+    assert checkpoint.elements == sum(array.size for array in checkpoint.flat.values())
 
 
 def test_tokens_outside_the_vocabulary_are_refused():
