@@ -7,6 +7,7 @@ Exit 0: all that was asked is done. 1: it failed, with one clear sentence on std
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -322,6 +323,9 @@ def export_run(
 
 def main() -> None:
     """Run the command line; every foreseen error is one sentence on stderr."""
+    # Matrices here are small and many: threads within one wait for each other longer than they
+    # work, and cores are kept busy by several matrices at a time. Read when NumPy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saturation.errors import ResultsError
-from saturation.measures.base import ActivationMeasure, Measure
+from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure
 from saturation.parts import Status
 from saturation.results import load_results
 
@@ -89,6 +89,8 @@ def describe_measures() -> dict[str, Any]:
 def _needs(measure: Measure) -> str:
     if isinstance(measure, ActivationMeasure):
         return "a T5 and tokens to run it on"
+    if isinstance(measure, GroupMeasure):
+        return "weights of a T5"
     return "weights of neighbouring checkpoints" if measure.compares_steps else "weights"
 
 

@@ -1,6 +1,7 @@
 """The parts of a run: Parquet tables of a measure's statistics, and which of them there should be.
 
-A measure of weights has a series of parts for each array, one of activations a part for each step.
+A measure of weights has a series of parts for each array, one of groups of arrays for each group,
+one of activations a part for each step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from saturation.errors import ResultsError
 from saturation.measures import find_measures
-from saturation.measures.base import ActivationMeasure, Measure
+from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure
 from saturation.runfolder import RunFolder, part_name
 
 ACTIVATIONS = "activations"  # stands for an array's name in the parts of a measure of activations
@@ -27,7 +28,7 @@ class Status:
 
     Attributes:
       present, expected: {measure: number of (array, step) pairs, or of steps for activations}.
-      missing: {measure: the arrays that lack some step, or the steps that lack}.
+      missing: {measure: the arrays or groups that lack some step, or the steps that lack}.
     """
 
     present: dict[str, int]
@@ -86,6 +87,10 @@ def part_keys(measure: Measure, described: Mapping[str, Any]) -> Sequence[str]:
     """Return what the parts of a measure are filed under in a run."""
     if isinstance(measure, ActivationMeasure):
         return (ACTIVATIONS,)
+    if isinstance(measure, GroupMeasure):
+        return tuple(
+            measure.groups({name: tuple(a["shape"]) for name, a in described["arrays"].items()})
+        )
     return tuple(described["arrays"])
 
 
@@ -103,7 +108,7 @@ def write_part(
     measure: str,
     key: str,
     span: tuple[int, int],
-    columns: Mapping[str, np.ndarray | Sequence[str]],
+    columns: Mapping[str, np.ndarray | Sequence[str] | Sequence[np.ndarray]],
 ) -> None:
     """Write one part: columns of one length, over the steps from `span[0]` to `span[1]`.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import saturation
 from saturation.errors import MeasureError, ResultsError
 from saturation.measures import find_measures
-from saturation.measures.base import ActivationMeasure, Measure, WeightMeasure
+from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure, WeightMeasure
 from saturation.parts import ACTIVATIONS, missing_positions
 from saturation.runfolder import RunFolder
 
@@ -66,6 +66,28 @@ class Job:
         previous = any(measure.compares_steps for measure in self.measures)
         needed = {0: first, self.start - 1: previous}
         return tuple(sorted(position for position, is_needed in needed.items() if is_needed))
+
+
+@dataclass(frozen=True)
+class GroupJob:
+    """One group of arrays to measure at the steps of positions `start` to `stop` (open).
+
+    Attributes:
+      measure: what is computed.
+      group: what its part on disk is filed under.
+      arrays: {role in the measure: name of the array}.
+      start, stop: positions among the selected steps.
+    """
+
+    measure: GroupMeasure
+    group: str
+    arrays: dict[str, str]
+    start: int
+    stop: int
+
+    def nbytes(self, parameters: dict[str, Parameter]) -> int:
+        """Return how many bytes the job reads."""
+        return _group_bytes(self.arrays, parameters) * (self.stop - self.start)
 
 
 def shared_parameters(trajectory: Trajectory, common_only: bool = False) -> dict[str, Parameter]:
@@ -246,6 +268,36 @@ def jobs(
     return todo, reused
 
 
+def group_jobs(
+    folder: RunFolder,
+    steps: Sequence[int],
+    parameters: dict[str, Parameter],
+    measures: Sequence[GroupMeasure],
+    shard: Shard,
+) -> tuple[list[GroupJob], int]:
+    """Return what this shard has left to do of measures of groups, and how many parts it has.
+
+    Raises:
+      MeasureError: the arrays form no group that a measure knows.
+    """
+    parts = folder.parts()
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    todo, reused = [], 0
+    for measure in measures:
+        groups = measure.groups(shapes)
+        for group in sorted(groups)[shard.index :: shard.count]:
+            present = parts.get((measure.name, group), [])
+            reused += len(present)
+            missing = missing_positions(steps, present)
+            for start, stop in part_ranges(missing, _group_bytes(groups[group], parameters)):
+                todo.append(GroupJob(measure, group, groups[group], start, stop))
+    return todo, reused
+
+
+def _group_bytes(arrays: dict[str, str], parameters: dict[str, Parameter]) -> int:
+    return sum(parameters[name].nbytes for name in arrays.values())
+
+
 def activation_steps(
     folder: RunFolder,
     steps: Sequence[int],
@@ -299,15 +351,22 @@ def planned_work(
     asked, folder = find_measures(tuple(measures)), RunFolder(out)
     weights = [measure for measure in asked if isinstance(measure, WeightMeasure)]
     activated = [measure for measure in asked if isinstance(measure, ActivationMeasure)]
+    grouped = [measure for measure in asked if isinstance(measure, GroupMeasure)]
     todo, reused = jobs(folder, trajectory.steps, parameters, weights, shard)
+    groups, reused_groups = group_jobs(folder, trajectory.steps, parameters, grouped, shard)
     steps, reused_steps = activation_steps(folder, trajectory.steps, activated, shard)
+    arrays = {job.name for job in todo} | {name for job in groups for name in job.arrays.values()}
     whole = sum(parameter.nbytes for parameter in parameters.values())
     return {
-        "arrays": len({job.name for job in todo}) if not steps else len(parameters),
+        "arrays": len(parameters if steps else arrays),
         "steps": len(trajectory.steps),
-        "bytes": bytes_to_read(todo, parameters) + whole * len(steps),
-        "parts": sum(len(job.measures) for job in todo) + sum(map(len, steps.values())),
-        "reused": reused + reused_steps,
+        "bytes": bytes_to_read(todo, parameters)
+        + sum(job.nbytes(parameters) for job in groups)
+        + whole * len(steps),
+        "parts": sum(len(job.measures) for job in todo)
+        + len(groups)
+        + sum(map(len, steps.values())),
+        "reused": reused + reused_groups + reused_steps,
     }
 
 

@@ -14,8 +14,14 @@ import numpy as np
 
 from saturation.errors import ResultsError
 from saturation.measures import find_measures
-from saturation.measures.base import ActivationMeasure, ArrayInfo, Measure, WeightMeasure
-from saturation.parts import ACTIVATIONS, Status, describe, read_part, status
+from saturation.measures.base import (
+    ActivationMeasure,
+    ArrayInfo,
+    GroupMeasure,
+    Measure,
+    WeightMeasure,
+)
+from saturation.parts import ACTIVATIONS, Status, describe, part_keys, read_part, status
 from saturation.runfolder import RunFolder
 from saturation.scopes import is_kernel, scopes
 
@@ -46,6 +52,8 @@ def load_results(run: str | Any, partial: bool = False) -> pd.DataFrame:
     for measure in find_measures(described["measures"]):
         if isinstance(measure, ActivationMeasure):
             series = _activation_series(folder, described, measure)
+        elif isinstance(measure, GroupMeasure):
+            series = _group_series(folder, described, measure)
         else:
             series = _weight_series(folder, described, measure)
         tables.append(_long_table(measure, described["steps"], list(series)))
@@ -146,6 +154,69 @@ def _activation_series(
     for scope, statistics in found.items():
         for metric, values in measure.metrics(statistics).items():
             yield _Series(metric, scope, values, kept)
+
+
+def _group_series(
+    folder: RunFolder, described: Mapping[str, Any], measure: GroupMeasure
+) -> Iterable[_Series]:
+    """Yield every metric of every scope of every group."""
+    column_of = {step: column for column, step in enumerate(described["steps"])}
+    nothing = np.full(len(column_of), np.nan)
+    parts = folder.parts()
+    for group in part_keys(measure, described):
+        found: dict[str, dict[str, np.ndarray]] = {}
+        kept = np.zeros(len(column_of), bool)
+        for span in parts.get((measure.name, group), []):
+            part = read_part(folder, measure.name, group, span)
+            for row, (step, scope) in enumerate(zip(part["step"], part["scope"], strict=True)):
+                if step not in column_of:
+                    continue
+                kept[column_of[step]] = True
+                statistics = found.setdefault(
+                    scope, {name: nothing.copy() for name in measure.statistics}
+                )
+                for name in measure.statistics:
+                    statistics[name][column_of[step]] = part[name][row]
+        for scope, statistics in found.items():
+            for metric, values in measure.metrics(statistics).items():
+                yield _Series(metric, scope, values, kept)
+
+
+def load_vectors(run: str | Any, measure: str) -> pd.DataFrame:
+    """Return the vectors that a measure of groups keeps, such as the eigenvalues of `spectrum`.
+
+    Args:
+      run: the run's folder or URL.
+      measure: its name.
+
+    Returns:
+      Columns `step`, `scope` and one for each vector, float64 arrays; a row a step and scope that
+      has any, in order of scope and step. Of an incomplete run what is there; empty where the run
+      has none of this measure.
+
+    Raises:
+      ResultsError: there is no run, or a part of it is damaged.
+    """
+    import pandas as pd
+
+    folder = RunFolder(run)
+    described = describe(folder)
+    [found] = find_measures([measure])
+    vectors = found.vectors if isinstance(found, GroupMeasure) else ()
+    columns = ["step", "scope", *vectors]
+    if not vectors or measure not in described["measures"]:
+        return pd.DataFrame(columns=columns)
+    parts = folder.parts()
+    tables = [
+        pd.DataFrame({name: read[name] for name in columns})
+        for group in part_keys(found, described)
+        for span in parts.get((measure, group), [])
+        for read in [read_part(folder, measure, group, span)]
+    ]
+    table = pd.concat(tables or [pd.DataFrame(columns=columns)], ignore_index=True)
+    kept = table["step"].isin(described["steps"]) & (table[vectors[0]].map(len) > 0)
+    kept &= ~table.duplicated(["step", "scope"])  # two tasks may have written the same steps
+    return table.loc[kept].sort_values(["scope", "step"], ignore_index=True)
 
 
 def _long_table(measure: Measure, steps: list[int], series: list[_Series]) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """The one driver: measures a trajectory into a run folder, as far as it is missing there.
 
-Measures of weights go array by array through all steps (`run_weights`), measures of activations
-checkpoint by checkpoint (`run_activations`).
+Measures of weights go array by array through all steps (`run_weights`), those of several arrays
+together group by group (`run_groups`), measures of activations checkpoint by checkpoint
+(`run_activations`).
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ from typing import TYPE_CHECKING
 
 from saturation.errors import MeasureError
 from saturation.measures import find_measures
-from saturation.measures.base import ActivationMeasure, WeightMeasure
+from saturation.measures.base import ActivationMeasure, GroupMeasure, WeightMeasure
 from saturation.plan import (
     Shard,
     activation_steps,
     describe_run,
+    group_jobs,
     jobs,
     join_run,
     shared_parameters,
 )
 from saturation.progress import Progress
 from saturation.run_activations import ActivationSettings, measure_activations
+from saturation.run_groups import measure_groups
 from saturation.run_weights import WeightStream
 from saturation.runfolder import RunFolder
 
@@ -77,8 +80,8 @@ def measure(
       trajectory: what `open_trajectory` returns; its selected steps are measured.
       measures: names from `saturation.measures.MEASURES`.
       out: a folder or a URL; several shards and a restarted run share it.
-      shard: the part of the work to do, by arrays for weights and by steps for activations; all
-        of it by default.
+      shard: the part of the work to do, by arrays or groups of them for weights and by steps for
+        activations; all of it by default.
       common_arrays: where checkpoints differ, measure the arrays they share.
       activations: the tokens that measures of activations are taken on, and how; by default those
         of `ActivationSettings()`.
@@ -93,6 +96,7 @@ def measure(
     """
     asked = find_measures(tuple(measures))
     weights = [one for one in asked if isinstance(one, WeightMeasure)]
+    grouped = [one for one in asked if isinstance(one, GroupMeasure)]
     activated = [one for one in asked if isinstance(one, ActivationMeasure)]
     settings = (activations or ActivationSettings()) if activated else None
     folder, shard = RunFolder(out), shard or Shard()
@@ -102,18 +106,22 @@ def measure(
     if settings is not None:
         settings.refuse_other_models(parameters, trajectory.path)
         described["activations"] = settings.describe()
+    # Before the folder is begun: it refuses models that a measure of groups does not know.
+    groups, reused_groups = group_jobs(folder, trajectory.steps, parameters, grouped, shard)
     join_run(folder, described, trajectory)
 
     todo, reused = jobs(folder, trajectory.steps, parameters, weights, shard)
     steps, reused_steps = activation_steps(folder, trajectory.steps, activated, shard)
-    computed = sum(len(job.measures) for job in todo) + sum(map(len, steps.values()))
-    reused += reused_steps
+    computed = sum(len(job.measures) for job in todo) + len(groups) + sum(map(len, steps.values()))
+    reused += reused_groups + reused_steps
     progress.say(
         f"{computed} parts to compute, {reused} reused from an earlier run of {folder.path}"
     )
     stream = WeightStream(trajectory, parameters, folder, progress, stop)
     if todo:
         stream.run(todo)
+    if groups:
+        measure_groups(trajectory, parameters, groups, folder, progress, stop)
     if steps and settings is not None:
         measure_activations(trajectory, steps, settings, folder, progress, stop)
     return Outcome(computed, reused, tuple(sorted(stream.nonfinite)))

@@ -32,7 +32,7 @@ FLOW = (
     ("results", "growth", "stream"),
     ("plan",),
     ("sharding",),
-    ("run_weights", "run_activations"),
+    ("run_weights", "run_groups", "run_activations"),
     ("run",),
     ("report",),
     ("listing", "experiment", "scan_snap"),

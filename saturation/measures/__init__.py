@@ -16,9 +16,11 @@ from saturation.measures.heads import HEADS
 from saturation.measures.homogeneity import HOMOGENEITY
 from saturation.measures.norms import NORMS
 from saturation.measures.saturation import SATURATION
+from saturation.measures.spectrum import SPECTRUM
 
 MEASURES: dict[str, Measure] = {
-    measure.name: measure for measure in (NORMS, DIRECTION, SATURATION, HEADS, HOMOGENEITY)
+    measure.name: measure
+    for measure in (NORMS, DIRECTION, SPECTRUM, SATURATION, HEADS, HOMOGENEITY)
 }
 
 

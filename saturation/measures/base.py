@@ -10,6 +10,7 @@ import numpy as np
 
 Rule = Literal["sum", "max", "min"]
 Statistics = Mapping[str, np.ndarray]  # {statistic: float64 (arrays, steps)}
+Shapes = Mapping[str, tuple[int, ...]]  # {array: its shape}
 
 COMBINE: dict[Rule, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
@@ -83,4 +84,34 @@ class ActivationMeasure:
     metrics: Callable[[Statistics], dict[str, np.ndarray]]
 
 
-Measure = WeightMeasure | ActivationMeasure
+@dataclass(frozen=True, eq=False)
+class GroupMeasure:
+    """A measure of several arrays together, such as those of one attention, at one step.
+
+    It runs on the host, in NumPy and float64.
+
+    Attributes:
+      name: what the command line calls it.
+      definition: one line, the formula.
+      source: the paper, or "ours".
+      statistics: the numbers it returns of each scope.
+      vectors: and the vectors, kept on disk beside them for `results.load_vectors`.
+      groups: {array: its shape}, all of a checkpoint's -> {group: {role: array}}; a group is named
+        by the module it belongs to (`encoder/layers_3/attention`).
+      observe: (group, {role: array}, {array: its shape}) -> {scope: {statistic: scalar, vector:
+        (n,)}}, of one group at one step; the arrays in the dtype they are stored in.
+      metrics: {statistic: float64 (steps,)} of one scope -> {metric: float64 (steps,)}; a metric
+        that has no meaning there is left out.
+    """
+
+    name: str
+    definition: str
+    source: str
+    statistics: tuple[str, ...]
+    vectors: tuple[str, ...]
+    groups: Callable[[Shapes], dict[str, dict[str, str]]]
+    observe: Callable[[str, Mapping[str, np.ndarray], Shapes], dict[str, dict[str, Any]]]
+    metrics: Callable[[Statistics], dict[str, np.ndarray]]
+
+
+Measure = WeightMeasure | ActivationMeasure | GroupMeasure

@@ -9,6 +9,7 @@ MERRILL = (
     "Transformer Training, EMNLP 2021, arXiv:2010.09697"
 )
 SHORT = "Merrill et al. 2021"
+DOVONON = "Dovonon et al. 2025"
 
 
 @dataclass(frozen=True)
@@ -186,4 +187,36 @@ GLOSSARY = (
         "How soft a head is as it runs.",
         "ours",
     ),
+    Term(
+        "fraction_negative",
+        "share of the d_kv non-zero eigenvalues λ of H = diag(g) W_V W_O with Re λ < 0",
+        "What a head adds is turned against the stream in so many directions.",
+        DOVONON,
+    ),
+    Term(
+        "fraction_sharpening",
+        "share with Re λ in [−1, 0)",
+        "1: the head sharpens whatever its attention, if the stream's root mean square were 1.",
+        DOVONON,
+    ),
+    Term("spectral_radius", "max |λ|", "How strongly a head can act.", "ours"),
+    Term(
+        "asymmetry",
+        "‖H − Hᵀ‖_F/(2‖H‖_F)",
+        "0 for a symmetric H, 1 for a skew one, 0.71 for a random one.",
+        DOVONON,
+    ),
+    Term("real_min", "min Re λ", "The leftmost eigenvalue.", "ours"),
+    Term("real_max", "max Re λ", "The rightmost eigenvalue.", "ours"),
+    Term("imaginary_max", "max |Im λ|", "How far the spectrum is from real.", "ours"),
+    Term("growth", "max |1 + λ|", "By how much what all tokens share grows in a layer.", DOVONON),
+    Term(
+        "sharpens_below",
+        "m: max_j |1 + λ_j λ^A_min| > max_j |1 + λ_j| where λ^A_min < m",
+        "The head sharpens where its attention's smallest eigenvalue is below this, else smooths; "
+        "−1: it smooths under any attention, 1: it sharpens under any.",
+        f"ours, from {DOVONON}",
+    ),
+    Term("negative_scales", "count of g < 0", "Norm scales that turn signs.", "ours"),
+    Term("…_unscaled", "the same with g = 1", "What the kernels alone say.", "ours"),
 )

@@ -1,0 +1,227 @@
+"""Whether each head smooths or sharpens, from its weights (MEASURES §10; Dovonon et al. 2025).
+
+A head adds A X H to the stream X, with A its row-stochastic attention and H = diag(g) W_V W_O, g
+being the norm scale that its values pass. So the stream's parts grow by 1 + λ^H λ^A: where λ^A = 1
+dominates, tokens become equal; where the smallest λ^A does, they part.
+
+H is d × d and of rank d_kv. Its non-zero eigenvalues are those of the d_kv × d_kv matrix
+W_O diag(g) W_V, and so they are taken: exact, small, in float64 on the host, since accelerators
+have no solver for nonsymmetric matrices.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Complex128, Float, Float64
+
+from saturation.errors import MeasureError
+from saturation.measures.base import GroupMeasure, Shapes, Statistics
+from saturation.models.config import NORM_BEFORE
+
+UNSCALED = "_unscaled"  # without the norm scale
+OF_HEADS = (
+    "fraction_negative",
+    "fraction_sharpening",
+    "spectral_radius",
+    "asymmetry",
+    "real_min",
+    "real_max",
+    "imaginary_max",
+    "growth",
+    "sharpens_below",
+)
+STATISTICS = ("negative_scales", *OF_HEADS, *(f"{name}{UNSCALED}" for name in OF_HEADS))
+VECTORS = ("real", "imaginary", f"real{UNSCALED}", f"imaginary{UNSCALED}")
+
+Heads = Float64[np.ndarray, "heads"]
+Eigenvalues = Complex128[np.ndarray, "*batch head_dim"]
+
+_VALUE = re.compile(rf"(?P<layer>.+)/(?P<attention>{'|'.join(NORM_BEFORE)})/value/kernel")
+
+
+def attention_arrays(shapes: Shapes) -> dict[str, dict[str, str]]:
+    """Return {path of an attention: {"value", "out", "scale": array}}, of every attention of a T5.
+
+    The scale is that of the norm whose output the values are made of: in cross-attention the one
+    that ends the encoder.
+
+    Raises:
+      MeasureError: there is no attention under T5's names, or one lacks an array.
+    """
+    found = {}
+    for match in filter(None, map(_VALUE.fullmatch, shapes)):
+        path = f"{match['layer']}/{match['attention']}"
+        scale = f"{match['layer']}/{NORM_BEFORE[match['attention']]}/scale"
+        if match["attention"] == "encoder_decoder_attention":
+            scale = "encoder/encoder_norm/scale"
+        arrays = {"value": match.string, "out": f"{path}/out/kernel", "scale": scale}
+        for name in arrays.values():
+            if name not in shapes:
+                raise MeasureError(
+                    f"The spectrum of {path} needs the array {name}, which these checkpoints lack; "
+                    "without it there is no telling what the attention adds to the stream."
+                )
+        found[path] = arrays
+    if not found:
+        raise MeasureError(
+            "`spectrum` is taken of T5's attentions, and none of these arrays is one's, such as "
+            f"encoder/layers_0/attention/value/kernel; there are {', '.join(list(shapes)[:3])}, …"
+        )
+    _count_heads(shapes)
+    return found
+
+
+def _count_heads(shapes: Shapes) -> int:
+    """Return the number of heads, which joined kernels do not tell and a relative bias does."""
+    for name, shape in shapes.items():
+        if name.endswith("relpos_bias/rel_embedding"):
+            return shape[0]
+    raise MeasureError(
+        "`spectrum` takes the number of heads from the relative position bias (heads, buckets), "
+        "and these checkpoints have no array relpos_bias/rel_embedding."
+    )
+
+
+def observe(
+    group: str, arrays: Mapping[str, np.ndarray], shapes: Shapes
+) -> dict[str, dict[str, Any]]:
+    """Return the statistics of one attention and of each of its heads; NaN where they have none."""
+    value, out, scale = (arrays[role].astype(np.float64) for role in ("value", "out", "scale"))
+    ones = np.ones_like(scale)
+    per_head: dict[str, np.ndarray] = {}
+    for suffix, g in (("", scale), (UNSCALED, ones)):
+        left, right = split_heads(value, out, g, _count_heads(shapes))
+        found = nonzero_eigenvalues(left, right)
+        described = describe(found) | {"asymmetry": asymmetry(left, right)}
+        described |= {"real": np.real(found), "imaginary": np.imag(found)}
+        per_head |= {f"{name}{suffix}": values for name, values in described.items()}
+    nothing = dict.fromkeys(STATISTICS, np.nan) | {name: np.empty(0) for name in VECTORS}
+    scopes = {group: nothing | {"negative_scales": float((scale < 0).sum())}}
+    for head in range(_count_heads(shapes)):
+        of_head = {name: values[head] for name, values in per_head.items()}
+        scopes[f"{group}/head_{head}"] = nothing | of_head
+    return scopes
+
+
+def split_heads(
+    value: Float[np.ndarray, "embed joined"],
+    out: Float[np.ndarray, "joined embed"],
+    scale: Float[np.ndarray, " embed"],
+    num_heads: int,
+) -> tuple[
+    Float64[np.ndarray, "heads embed head_dim"], Float64[np.ndarray, "heads head_dim embed"]
+]:
+    """Return diag(g) W_V^h and W_O^h of every head, whose product is H_h, in float64."""
+    embed, joined = value.shape
+    scaled = np.asarray(scale, np.float64)[:, None] * value
+    left = scaled.reshape(embed, num_heads, -1).transpose(1, 0, 2)
+    return left, np.asarray(out, np.float64).reshape(num_heads, joined // num_heads, embed)
+
+
+def nonzero_eigenvalues(
+    left: Float64[np.ndarray, "heads embed head_dim"],
+    right: Float64[np.ndarray, "heads head_dim embed"],
+) -> Complex128[np.ndarray, "heads head_dim"]:
+    """Return the eigenvalues of each head's H = left·right, but for the zeros it must have.
+
+    Those of right·left: if left·right v = λv with λ ≠ 0, then right·left (right v) = λ (right v).
+    What lies within rounding of 0 is 0. All NaN for a head whose weights are not finite.
+    """
+    small = right @ left
+    finite = np.isfinite(small).all(axis=(1, 2))
+    found = np.full(small.shape[:2], complex(np.nan, np.nan))
+    found[finite] = np.linalg.eigvals(small[finite])
+    rounding = small.shape[-1] * np.finfo(np.float64).eps * np.linalg.norm(small, axis=(1, 2))
+    found[np.abs(found) <= rounding[:, None]] = 0
+    return found
+
+
+def asymmetry(
+    left: Float64[np.ndarray, "heads embed head_dim"],
+    right: Float64[np.ndarray, "heads head_dim embed"],
+) -> Heads:
+    """Return ‖H − Hᵀ‖_F/(2‖H‖_F) of each head's H = left·right, to 1e-8; NaN where H is 0.
+
+    0 where H is symmetric, 1 where it is skew, √½ in the mean over random ones. H itself is not
+    formed: ‖H − Hᵀ‖² = 2‖H‖² − 2 tr(H²), with ‖H‖² = Σ leftᵀleft ∘ right·rightᵀ and
+    tr(H²) = tr((right·left)²).
+    """
+    transposed = np.swapaxes(left, 1, 2), np.swapaxes(right, 1, 2)
+    squares = ((transposed[0] @ left) * (right @ transposed[1])).sum(axis=(1, 2))
+    small = right @ left
+    trace = (small * np.swapaxes(small, 1, 2)).sum(axis=(1, 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sqrt(np.maximum(0.5 - 0.5 * trace / squares, 0.0))
+
+
+def describe(eigenvalues: Complex128[np.ndarray, "heads head_dim"]) -> dict[str, Heads]:
+    """Return what `metrics` says of each head's eigenvalues, but for the asymmetry."""
+    real = np.real(eigenvalues)
+    broken = np.isnan(real).any(axis=-1)
+    shares = {
+        "fraction_negative": (real < 0).mean(axis=-1),
+        "fraction_sharpening": ((real < 0) & (real >= -1)).mean(axis=-1),
+    }
+    return {name: np.where(broken, np.nan, share) for name, share in shares.items()} | {
+        "spectral_radius": np.abs(eigenvalues).max(axis=-1),
+        "real_min": real.min(axis=-1),
+        "real_max": real.max(axis=-1),
+        "imaginary_max": np.abs(np.imag(eigenvalues)).max(axis=-1),
+        "growth": np.abs(1 + eigenvalues).max(axis=-1),
+        "sharpens_below": sharpens_below(eigenvalues),
+    }
+
+
+def sharpens_below(eigenvalues: Eigenvalues) -> Float64[np.ndarray, "*batch"]:
+    """Return the regime of a spectrum for every λ^A_min at once: it sharpens below this one.
+
+    For λ^A from λ^A_min to 1 the growth max_j |1 + λ_j λ^A| is convex in λ^A, so that one of the
+    two ends dominates: λ^A_min where λ^A_min < m, and 1 (smoothing) elsewhere. m is the largest
+    over j of the smaller root of |1 + λ_j m|² = max_i |1 + λ_i|². As attention has |λ^A| ≤ 1, it is
+    cut at −1: a head that smooths whatever its attention.
+    """
+    real, squares = np.real(eigenvalues), np.abs(eigenvalues) ** 2
+    growth = (np.abs(1 + eigenvalues) ** 2).max(axis=-1, keepdims=True)
+    # The other root of each is at least 1, so the discriminant is below 0 by rounding alone.
+    discriminant = np.maximum(real**2 + squares * (growth - 1), 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        roots = (-real - np.sqrt(discriminant)) / squares
+    roots = np.where(squares == 0, -np.inf, roots)
+    return np.asarray(np.clip(roots.max(axis=-1), -1.0, 1.0))
+
+
+def regime(eigenvalues: Complex128[np.ndarray, " head_dim"], smallest: float) -> str:
+    """Return "sharpening" or "smoothing": what a spectrum does under attention of this λ^A_min."""
+    return "sharpening" if smallest < sharpens_below(eigenvalues) else "smoothing"
+
+
+def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
+    """Return what the eigenvalues λ of one head's H = diag(g) W_V W_O say, or of an attention g.
+
+    Of the d_kv non-zero ones: fraction_negative (Re λ < 0), fraction_sharpening (Re λ in [−1, 0)),
+    spectral_radius = max |λ|, real_min, real_max, imaginary_max = max |Im λ|; growth = max |1 + λ|,
+    the growth of what all tokens share; sharpens_below = m, the head sharpens where the smallest
+    eigenvalue of its attention lies below m and smooths elsewhere. asymmetry = ‖H−Hᵀ‖_F/(2‖H‖_F).
+    The same with `_unscaled` for g = 1. negative_scales: how many entries of g are below 0.
+    """
+    scales = statistics["negative_scales"]
+    if not np.isnan(scales).all():
+        return {"negative_scales": scales}
+    return {name: statistics[name] for name in STATISTICS if name != "negative_scales"}
+
+
+SPECTRUM = GroupMeasure(
+    name="spectrum",
+    definition="eigenvalues of each head's diag(g) W_V W_O: signs, shares, radius, asymmetry, and "
+    "for which attention the head smooths or sharpens",
+    source="Dovonon et al. 2025 (arXiv 2401.04301); multi-head form and the threshold ours",
+    statistics=STATISTICS,
+    vectors=VECTORS,
+    groups=attention_arrays,
+    observe=observe,
+    metrics=metrics,
+)
