@@ -134,6 +134,13 @@ def measure_trajectory(
             "the parameters; by default all on data, if the model fits one device.",
         ),
     ] = None,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="Work as one of several processes, which JAX finds: srun, mpirun, a TPU pod.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a trajectory into a run folder; a run that was stopped goes on where it was."""
@@ -143,28 +150,37 @@ def measure_trajectory(
 
     part = Shard.parse(shard)
     names = _names(measures)
-    opened = open_trajectory(trajectory, steps)
     if dry_run:
         from saturation.plan import planned_work
 
+        opened = open_trajectory(trajectory, steps)
         work = planned_work(opened, names, out, part, common_arrays)
         _print(work if as_json else planned_text(work))
         return
 
     from saturation.batches import read_tokens
     from saturation.measures import needs_tokens
+    from saturation.processes import everywhere, is_first, join
     from saturation.run import measure
     from saturation.run_activations import ActivationSettings
     from saturation.sharding import parse_mesh
 
-    sizes = None if mesh is None else parse_mesh(mesh)
-    settings = None
-    if needs_tokens(names):
+    def settings() -> ActivationSettings | None:
+        if not needs_tokens(names):
+            return None
         batch = read_tokens(tokens, vocabulary, sequences, length, decoder_input)
-        settings = ActivationSettings(batch, batch_size, scale, terms, fast, _names(limits), sizes)
-    with stop_requested() as stop, _progress("Measuring", "B", quiet=as_json) as progress:
-        outcome = measure(opened, names, out, part, common_arrays, settings, progress, stop)
-    _print(outcome.to_json() if as_json else measured_text(outcome, out))
+        chosen = _names(limits)
+        return ActivationSettings(batch, batch_size, scale, terms, fast, chosen, sizes)
+
+    sizes = None if mesh is None else parse_mesh(mesh)
+    if distributed:
+        join()
+    opened, taken_on = everywhere(lambda: (open_trajectory(trajectory, steps), settings()))
+    quiet = as_json or not is_first()
+    with stop_requested() as stop, _progress("Measuring", "B", quiet) as progress:
+        outcome = measure(opened, names, out, part, common_arrays, taken_on, progress, stop)
+    if is_first():
+        _print(outcome.to_json() if as_json else measured_text(outcome, out))
     outcome.refuse_nonfinite(out)
 
 

@@ -11,11 +11,13 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import jax
 
 from saturation.errors import MeasureError
 from saturation.measures import find_measures
-from saturation.measures.base import ActivationMeasure, GroupMeasure, WeightMeasure
+from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure, WeightMeasure
 from saturation.plan import (
     Shard,
     activation_steps,
@@ -25,13 +27,14 @@ from saturation.plan import (
     join_run,
     shared_parameters,
 )
+from saturation.processes import SharedRunFolder, everywhere, refuse_difference
 from saturation.progress import Progress
 from saturation.run_activations import ActivationSettings, measure_activations
 from saturation.run_groups import measure_groups
 from saturation.run_weights import WeightStream
-from saturation.runfolder import RunFolder
 
 if TYPE_CHECKING:
+    from saturation.checkpoints.base import Parameter
     from saturation.trajectory import Trajectory
 
 
@@ -98,14 +101,19 @@ def measure(
     weights = [one for one in asked if isinstance(one, WeightMeasure)]
     grouped = [one for one in asked if isinstance(one, GroupMeasure)]
     activated = [one for one in asked if isinstance(one, ActivationMeasure)]
+    if (weights or grouped) and jax.process_count() > 1:
+        raise MeasureError(
+            "Measures of weights are split among jobs with --shard I/N, not yet among processes: "
+            "leave --distributed out, or measure activations alone."
+        )
     settings = (activations or ActivationSettings()) if activated else None
-    folder, shard = RunFolder(out), shard or Shard()
+    folder, shard = SharedRunFolder(out), shard or Shard()
     progress, stop = progress or Progress("", "B", quiet=True), stop or threading.Event()
-    parameters = shared_parameters(trajectory, common_arrays)
-    described = describe_run(trajectory, asked, parameters)
-    if settings is not None:
-        settings.refuse_other_models(parameters, trajectory.path)
-        described["activations"] = settings.describe()
+    parameters, described = everywhere(lambda: _prepare(trajectory, asked, common_arrays, settings))
+    refuse_difference(
+        "checkpoints, tokens or settings",
+        {key: value for key, value in described.items() if key != "environment"},
+    )
     # Before the folder is begun: it refuses models that a measure of groups does not know.
     groups, reused_groups = group_jobs(folder, trajectory.steps, parameters, grouped, shard)
     join_run(folder, described, trajectory)
@@ -125,3 +133,18 @@ def measure(
     if steps and settings is not None:
         measure_activations(trajectory, steps, settings, folder, progress, stop)
     return Outcome(computed, reused, tuple(sorted(stream.nonfinite)))
+
+
+def _prepare(
+    trajectory: Trajectory,
+    asked: Sequence[Measure],
+    common_arrays: bool,
+    settings: ActivationSettings | None,
+) -> tuple[dict[str, Parameter], dict[str, Any]]:
+    """Return the parameters to measure and `run.json`."""
+    parameters = shared_parameters(trajectory, common_arrays)
+    described = describe_run(trajectory, asked, parameters)
+    if settings is not None:
+        settings.refuse_other_models(parameters, trajectory.path)
+        described["activations"] = settings.describe()
+    return parameters, described

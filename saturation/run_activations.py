@@ -17,6 +17,7 @@ from saturation.measures.base import COMBINE, ActivationMeasure
 from saturation.measures.reduce import accumulation, enable_x64
 from saturation.measures.saturation import LIMITS, checked_limits
 from saturation.parts import ACTIVATIONS, write_part
+from saturation.processes import any_of, everywhere
 from saturation.progress import Progress
 from saturation.runfolder import RunFolder
 from saturation.sharding import (
@@ -96,7 +97,7 @@ def measure_activations(
     passes: dict[tuple[Any, ...], _Pass] = {}
     progress.start(sum(_nbytes(trajectory[step]) for step in todo))
     for step, measures in todo.items():
-        if stop.is_set():
+        if any_of(stop.is_set()):
             raise Stopped(
                 f"Stopped by a signal before step {step}. What was finished is in {folder.path}; "
                 "run the same command again to compute the rest."
@@ -161,7 +162,7 @@ class _Pass:
 
     def observe(self, checkpoint: Checkpoint) -> Iterator[Any]:
         """Yield {measure: {scope: {statistic: scalar}}} of each batch of the tokens."""
-        parameters = self._place_parameters(checkpoint)
+        parameters = everywhere(lambda: self._place_parameters(checkpoint))
         rows = self._mesh.shape[DATA]
         sharding = over_data(self._mesh)
         for batch in self._settings.tokens.batches(self._settings.batch_size, rows):

@@ -71,14 +71,15 @@ class RunFolder:
     def parts(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
         """Return the parts that lie here: {(measure, array): ranges (first step, last step)}."""
         found: dict[tuple[str, str], list[tuple[int, int]]] = {}
-        for name in self._list_parts():
+        for name in self.list_parts():
             match = _PART.match(name)
             if match:
                 key = (match["measure"], unescape(match["key"]))
                 found.setdefault(key, []).append((int(match["start"]), int(match["stop"])))
         return {key: sorted(ranges) for key, ranges in found.items()}
 
-    def _list_parts(self) -> list[str]:
+    def list_parts(self) -> list[str]:
+        """Return the names of the files that may be parts."""
         if self._remote is not None:
             try:
                 self._remote.invalidate_cache()

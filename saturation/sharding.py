@@ -19,6 +19,7 @@ from jaxtyping import Array, Shaped
 
 from saturation.checkpoints.base import Box
 from saturation.errors import MeasureError
+from saturation.processes import from_first
 
 DATA, MODEL = "data", "model"
 
@@ -86,7 +87,8 @@ def make_mesh(sizes: Mapping[str, int] | None = None, nbytes: int = 0) -> Mesh:
 
 def _fitting(count: int, nbytes: int) -> int:
     """Return the smallest divisor of the number of devices that lets the parameters fit."""
-    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    # Devices of one kind differ by a little in what they say, and all must choose one mesh.
+    memory = from_first(lambda: (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0))
     if not memory:
         return 1
     divisors = [n for n in range(1, count + 1) if count % n == 0]

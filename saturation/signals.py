@@ -29,4 +29,5 @@ def stop_requested() -> Iterator[threading.Event]:
         yield stop
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            # None stands for a handler that is not Python's: it cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

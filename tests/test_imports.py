@@ -31,6 +31,7 @@ FLOW = (
     ("parts",),
     ("results", "growth", "stream"),
     ("plan",),
+    ("processes",),
     ("sharding",),
     ("run_weights", "run_groups", "run_activations"),
     ("run",),

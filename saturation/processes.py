@@ -1,0 +1,166 @@
+"""Several processes of one job: they work together, the first one writes, and all end alike.
+
+JAX finds the processes of a Slurm job, a TPU pod, Open MPI and Kubernetes itself. What they say to
+each other are bytes, gathered by all from all; every process must gather the same number of times
+in the same order, so only the main thread does. With one process nothing is sent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from saturation import errors
+from saturation.errors import MeasureError, SaturationError
+from saturation.runfolder import RunFolder
+
+T = TypeVar("T")
+
+
+def join() -> None:
+    """Join the other processes of this job; call it before anything computes.
+
+    Where JAX knows no cluster it takes `JAX_COORDINATOR_ADDRESS` (host:port of the first process),
+    and here `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say the rest.
+
+    Raises:
+      MeasureError: no cluster is found, or the others do not come.
+    """
+    # Its handler would swallow SIGTERM; `saturation.signals` and `any_of` do its work.
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        jax.config.update("jax_enable_preemption_service", False)
+    count, number = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=None if count is None else int(count),
+            process_id=None if number is None else int(number),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise MeasureError(
+            f"--distributed: JAX found no other processes ({error}). Start the command with srun, "
+            "mpirun or on every worker of a TPU pod, or set JAX_COORDINATOR_ADDRESS (host:port), "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process."
+        ) from error
+    # Gloo, through which CPUs talk, tells stdout of each connection, where results belong.
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return jax.process_index() == 0
+
+
+def gather(content: bytes) -> list[bytes]:
+    """Return what every process gave, in the order of the processes."""
+    if jax.process_count() == 1:
+        return [content]
+    sizes = multihost_utils.process_allgather(np.int32(len(content)))
+    # Each length is compiled by itself; powers of two keep them few.
+    padded = np.zeros(1 << int(max(sizes) - 1).bit_length() if max(sizes) else 1, np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
+
+
+def any_of(flag: bool) -> bool:
+    """Return whether any process gave true."""
+    return any(given == b"1" for given in gather(b"1" if flag else b"0"))
+
+
+def everywhere(work: Callable[[], T]) -> T:
+    """Return what `work` returns here; where it fails on any process, raise on every one.
+
+    Raises:
+      SaturationError: of another process, with its number before the text.
+    """
+    result, failure = _attempt(work)
+    _raise_first(gather(_written(failure)), failure)
+    return result  # pyright: ignore[reportReturnType]  # it did not fail
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """Return on every process what `work` returns on the first one, which alone does it.
+
+    Args:
+      work: returns what JSON holds.
+
+    Raises:
+      SaturationError: where it fails there, on every process.
+    """
+    if jax.process_count() == 1:
+        return work()
+    result, failure = _attempt(work) if is_first() else (None, None)
+    answers = gather(_written(failure, result) if is_first() else b"")
+    _raise_first(answers[:1], failure)
+    return json.loads(answers[0])["result"]
+
+
+def refuse_difference(what: str, described: Any) -> None:
+    """Raise `MeasureError` where the processes do not all see the same.
+
+    Args:
+      what: names it in the error.
+      described: what JSON holds.
+    """
+    text = json.dumps(described, sort_keys=True)
+    digests = gather(hashlib.sha256(text.encode()).digest())
+    for number, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise MeasureError(
+                f"Process {number} sees other {what} than process 0: all must see the same files "
+                "and run the same command."
+            )
+
+
+class SharedRunFolder(RunFolder):
+    """A run folder that the first process alone reads and writes; every one sees what it sees."""
+
+    def read(self, name: str) -> bytes | None:  # noqa: D102
+        def text() -> str | None:
+            content = super(SharedRunFolder, self).read(name)
+            return None if content is None else content.decode("latin-1")
+
+        found = from_first(text)
+        return None if found is None else found.encode("latin-1")
+
+    def write(self, name: str, content: bytes) -> None:  # noqa: D102
+        from_first(lambda: super(SharedRunFolder, self).write(name, content))
+
+    def list_parts(self) -> list[str]:  # noqa: D102
+        return from_first(super().list_parts)
+
+
+def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _written(failure: Exception | None, result: Any = None) -> bytes:
+    if failure is None:
+        return json.dumps({"result": result}).encode()
+    named = isinstance(failure, SaturationError)
+    text = str(failure) if named else f"{type(failure).__name__}: {failure}"
+    return json.dumps({"kind": type(failure).__name__, "text": text}).encode()
+
+
+def _raise_first(answers: list[bytes], failure: Exception | None) -> None:
+    """Raise this process's failure, or else the first one there was."""
+    if failure is not None:
+        raise failure
+    for number, answer in enumerate(answers):
+        said = json.loads(answer)
+        if "text" in said:
+            kind = getattr(errors, said["kind"], SaturationError)
+            raise kind(f"Process {number}: {said['text']}")

@@ -1,0 +1,162 @@
+"""Several processes agree on everything, one of them writes, and their numbers are those of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import many_processes
+import numpy as np
+import pandas as pd
+import pytest
+from made_trajectory import write_trajectory
+
+import saturation
+from saturation import processes
+from saturation.errors import MeasureError, ResultsError
+from saturation.processes import SharedRunFolder
+
+TALK = """
+import json, sys
+from pathlib import Path
+from saturation import processes
+from saturation.errors import CheckpointFormatError, ResultsError, SaturationError
+
+processes.join()
+import jax
+
+number, found = jax.process_index(), {}
+found["gathered"] = [len(content) for content in processes.gather(bytes(3 ** (9 * number)))]
+found["any"] = [processes.any_of(number == 1), processes.any_of(False)]
+found["first"] = processes.from_first(lambda: {"number": number, "step": None})
+found["everywhere"] = processes.everywhere(lambda: number)
+
+def fail():
+    if number == 1:
+        raise CheckpointFormatError("its disk is gone.")
+
+def break_down():
+    if number == 1:
+        raise KeyError("a bug")
+
+def attempt(work):
+    try:
+        work()
+    except Exception as error:
+        return [type(error).__name__, str(error)]
+
+folder = processes.SharedRunFolder(f"{sys.argv[1]}/{number}")
+folder.write("run.json", json.dumps({"measures": [], "by": number}).encode())
+found["run"] = folder.description()
+found["absent"] = folder.read("parts/none")
+Path(f"{sys.argv[1]}/file").touch()
+found["failures"] = [
+    attempt(lambda: processes.everywhere(fail)),
+    attempt(lambda: processes.everywhere(break_down)),
+    attempt(lambda: processes.from_first(fail)),
+    attempt(lambda: processes.refuse_difference("checkpoints", [0, number])),
+    attempt(lambda: processes.refuse_difference("checkpoints", [0, 10])),
+    attempt(lambda: processes.SharedRunFolder(f"{sys.argv[1]}/file").write("run.json", b"")),
+]
+print(json.dumps(found))
+"""
+
+
+def test_two_processes_say_and_do_the_same(tmp_path: Path) -> None:
+    ended = many_processes.finish(
+        many_processes.start([many_processes.sys.executable, "-c", TALK, tmp_path], 2, 1)
+    )
+    assert [process.code for process in ended] == [0, 0], ended
+    first, second = (json.loads(process.out) for process in ended)
+    assert first["gathered"] == second["gathered"] == [1, 3**9]
+    assert first["any"] == second["any"] == [True, False]
+    assert first["first"] == second["first"] == {"number": 0, "step": None}
+    assert (first["everywhere"], second["everywhere"]) == (0, 1)
+    assert first["run"] == second["run"] == {"measures": [], "by": 0}
+    assert first["absent"] is second["absent"] is None
+    assert not (tmp_path / "1").exists(), "only the first process writes"
+
+    differ = "Process 1 sees other checkpoints than process 0: all must see the same files"
+    assert [failure and failure[0] for failure in first["failures"]] == [
+        *("CheckpointFormatError", "SaturationError", None, "MeasureError", None, "ResultsError")
+    ]
+    assert first["failures"][0][1] == "Process 1: its disk is gone."
+    assert second["failures"][0] == ["CheckpointFormatError", "its disk is gone."]
+    assert first["failures"][1][1] == "Process 1: KeyError: 'a bug'"
+    assert second["failures"][1] == ["KeyError", "'a bug'"]
+    assert second["failures"][2] is None, "the first did not fail, and it alone was asked"
+    assert first["failures"][3][1].startswith(differ)
+    assert second["failures"][3][1].startswith(differ)
+    assert first["failures"][5][1].startswith("Cannot write")
+    assert second["failures"][5] == ["ResultsError", "Process 0: " + first["failures"][5][1]]
+
+
+def test_one_process_alone_sends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "multihost_utils", None)
+    folder = SharedRunFolder(tmp_path)
+    folder.write("run.json", b"\xff")
+    assert folder.read("run.json") == b"\xff"
+    assert folder.parts() == {}
+    assert processes.any_of(True)
+    processes.refuse_difference("anything", np.pi)
+    with pytest.raises(ResultsError, match="not the JSON"):
+        processes.everywhere(folder.description)
+
+
+def write_tokens(path: Path) -> Path:
+    """Six sequences that a model of 40 tokens knows, of different lengths."""
+    generator = np.random.default_rng(0)
+    lines = [generator.integers(1, 12, 9 - row % 3).tolist() for row in range(6)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def assert_same_tables(found: Path, expected: Path, rtol: float) -> None:
+    found, expected = (
+        saturation.load_results(run).set_index(["step", "measure", "metric", "scope"]).value
+        for run in (found, expected)
+    )
+    pd.testing.assert_series_equal(found, expected, rtol=rtol, atol=rtol)
+
+
+def measure_here(trajectory: Path, out: Path, *arguments: object) -> None:
+    """Measure as one process with one device."""
+    command = [many_processes.COMMAND, "measure", trajectory, "--out", out, *arguments]
+    subprocess.run(list(map(str, command)), env=many_processes.environment(1), check=True)
+
+
+def test_two_processes_that_split_the_model_measure_what_one_does(tmp_path: Path) -> None:
+    trajectory, tokens = (
+        write_trajectory(tmp_path / "t", (0, 10)),
+        write_tokens(tmp_path / "t.jsonl"),
+    )
+    arguments = ("--measures", "heads", "--tokens", tokens)
+    measure_here(trajectory, tmp_path / "one", *arguments)
+    ended = many_processes.measure(
+        *(trajectory, tmp_path / "two", *arguments, "--mesh", "data=1,model=4"),
+        processes=2,
+        devices=2,
+    )
+    assert [process.code for process in ended] == [0, 0], ended
+    assert "2 parts computed" in ended[0].out
+    assert ended[1].out == "", "only the first process speaks"
+    assert_same_tables(tmp_path / "two", tmp_path / "one", rtol=1e-5)
+
+
+def test_a_command_that_finds_no_others_says_how_to_start_it(tmp_path: Path) -> None:
+    environment = many_processes.environment(1)
+    command = [many_processes.COMMAND, "measure", tmp_path, "--measures", "norms", "--out", "run"]
+    ended = subprocess.run(
+        [*command, "--distributed"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert "--distributed: JAX found no other processes (coordinator_address" in ended.stderr
+    assert "Start the command with srun, mpirun or on every worker of a TPU pod" in ended.stderr
+
+
+def test_the_number_of_processes_must_be_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "JAX_NUM_PROCESSES", "many")
+    with pytest.raises(MeasureError, match="JAX found no other processes"):
+        processes.join()
