@@ -15,6 +15,8 @@ from jaxtyping import Int32
 from saturation.errors import ConfigError, MeasureError
 
 BUILTIN = "builtin"
+MOST_SEQUENCES = 2048  # of what is read whole
+CORPUS_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,18 @@ class TokenBatch:
         for start in range(0, len(encoder), rows):
             yield encoder[start : start + rows], decoder[start : start + rows]
 
+    def texts(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return [(tokens, which of them count)], both (sequences, length), each text once.
+
+        Where the decoder reads what the encoder does, the text is there once, behind the
+        decoder's start.
+        """
+        encoder, decoder = self.encoder_input_tokens, self.decoder_input_tokens
+        if np.array_equal(decoder[:, 1:], encoder[:, :-1]):
+            whole = np.concatenate([decoder, encoder[:, -1:]], axis=1)
+            return [(whole, _counts(whole))]
+        return [(encoder, encoder > 0), (decoder, _counts(decoder))]
+
     def refuse_unknown(self, vocab_size: int, path: str) -> None:
         """Raise `MeasureError` where an id lies outside the vocabulary of the model at `path`."""
         largest = max(self.encoder_input_tokens.max(), self.decoder_input_tokens.max())
@@ -74,7 +88,7 @@ class TokenBatch:
 def read_tokens(
     source: str = BUILTIN,
     vocabulary: str = "bytes",
-    sequences: int = 32,
+    sequences: int | None = 32,
     length: int = 128,
     decoder_input: str = "shifted",
 ) -> TokenBatch:
@@ -86,6 +100,7 @@ def read_tokens(
         documentation of Python that ships with it.
       vocabulary: for text, "bytes" or a sentencepiece model's file.
       sequences: for text, how many windows, spaced evenly; of a `.jsonl` at most so many lines.
+        None: as many as there are, without overlap, but at most 2,048.
       length: for text, tokens of a window; longer lines of a `.jsonl` are cut.
       decoder_input: what the decoder gets where the source does not say: the encoder's tokens
         shifted right behind a 0, or the same unshifted (as in Merrill et al. 2021).
@@ -96,7 +111,7 @@ def read_tokens(
     if decoder_input not in ("shifted", "same"):
         raise ConfigError(f"The decoder's input is 'shifted' or 'same', not {decoder_input!r}.")
     if source.endswith(".jsonl"):
-        pairs = _read_jsonl(Path(source), sequences)
+        pairs = _read_jsonl(Path(source), sequences or MOST_SEQUENCES)
     else:
         pairs = [(window, None) for window in _windows(source, vocabulary, sequences, length)]
     encoder = [tokens[:length] for tokens, _ in pairs]
@@ -105,6 +120,25 @@ def read_tokens(
         for tokens, (_, given) in zip(encoder, pairs, strict=True)
     ]
     return TokenBatch(_padded(encoder), _padded(decoder), source)
+
+
+def read_corpus_tokens(source: str, vocabulary: str = "bytes", length: int = 128) -> TokenBatch:
+    """Return a corpus to count in which tokens occur together: all of a source of `read_tokens`.
+
+    Args:
+      source: as for `read_tokens`; at most 2,048 sequences of it.
+      vocabulary: as for `read_tokens`.
+      length: tokens of a sequence, 128 at most: the pairs of tokens grow with its square.
+
+    Raises:
+      ConfigError: as `read_tokens`.
+    """
+    return read_tokens(source, vocabulary, None, min(length, CORPUS_LENGTH))
+
+
+def _counts(decoder_tokens: np.ndarray) -> np.ndarray:
+    """Which decoder inputs are tokens: the first, which may be the 0 to start with, and not 0."""
+    return (decoder_tokens > 0) | (np.arange(decoder_tokens.shape[1]) == 0)
 
 
 def _decoder_tokens(tokens: list[int], decoder_input: str) -> list[int]:
@@ -118,12 +152,14 @@ def _padded(rows: list[list[int]]) -> np.ndarray:
     return table
 
 
-def _windows(source: str, vocabulary: str, sequences: int, length: int) -> list[list[int]]:
+def _windows(source: str, vocabulary: str, sequences: int | None, length: int) -> list[list[int]]:
     from saturation.training.data import read_corpus
     from saturation.training.tokens import open_vocabulary
 
     corpus = read_corpus(() if source == BUILTIN else (source,))
     tokens = open_vocabulary(vocabulary).encode(corpus.text)
+    if sequences is None:
+        sequences = max(1, min(len(tokens) // length, MOST_SEQUENCES))
     if len(tokens) < sequences * length:
         raise ConfigError(
             f"{source} has {len(tokens)} tokens, and {sequences} sequences of {length} need "

@@ -122,6 +122,14 @@ def measure_trajectory(
             help="What `saturation` compares with; what is left out costs nothing.",
         ),
     ] = "attention,parameter,scaled",
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus",
+            metavar="FILE",
+            help="What `scan` tells common from distinct tokens by; by default all of --tokens.",
+        ),
+    ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help="Allow the device's default matmul precision.")
     ] = False,
@@ -158,8 +166,8 @@ def measure_trajectory(
         _print(work if as_json else planned_text(work))
         return
 
-    from saturation.batches import read_tokens
-    from saturation.measures import needs_tokens
+    from saturation.batches import read_corpus_tokens, read_tokens
+    from saturation.measures import needs_corpus, needs_tokens
     from saturation.processes import everywhere, is_first, join
     from saturation.run import measure
     from saturation.run_activations import ActivationSettings
@@ -169,8 +177,10 @@ def measure_trajectory(
         if not needs_tokens(names):
             return None
         batch = read_tokens(tokens, vocabulary, sequences, length, decoder_input)
-        chosen = _names(limits)
-        return ActivationSettings(batch, batch_size, scale, terms, fast, chosen, sizes)
+        chosen, text = _names(limits), None
+        if needs_corpus(names):
+            text = read_corpus_tokens(corpus or tokens, vocabulary, length)
+        return ActivationSettings(batch, batch_size, scale, terms, fast, chosen, sizes, text)
 
     sizes = None if mesh is None else parse_mesh(mesh)
     if distributed:

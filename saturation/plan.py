@@ -210,12 +210,15 @@ def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -
             f"{folder.path} was measured over {len(found['arrays'])} arrays, and this command asks "
             f"for {len(asked['arrays'])}; choose another --out, or the same --common-arrays."
         )
-    both = "activations" in found and "activations" in asked
-    if both and found["activations"] != asked["activations"]:
-        raise ResultsError(
-            f"{folder.path} was measured on other tokens or settings ({found['activations']}) than "
-            f"this command's ({asked['activations']}); choose another --out, or the same ones."
-        )
+    for key, what in (
+        ("activations", "tokens or settings"),
+        ("corpus", "common and distinct tokens"),
+    ):
+        if key in found and key in asked and found[key] != asked[key]:
+            raise ResultsError(
+                f"{folder.path} was measured on other {what} ({found[key]}) than this command's "
+                f"({asked[key]}); choose another --out, or the same ones."
+            )
     joined = {
         **asked,
         **found,

@@ -147,4 +147,6 @@ def _prepare(
     if settings is not None:
         settings.refuse_other_models(parameters, trajectory.path)
         described["activations"] = settings.describe()
+        if any(isinstance(one, ActivationMeasure) and one.needs_corpus for one in asked):
+            described["corpus"] = settings.describe_corpus()
     return parameters, described

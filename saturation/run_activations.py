@@ -14,6 +14,7 @@ import numpy as np
 from saturation.batches import TokenBatch, read_tokens
 from saturation.errors import Stopped
 from saturation.measures.base import COMBINE, ActivationMeasure
+from saturation.measures.cooccurrence import key_kinds
 from saturation.measures.reduce import accumulation, enable_x64
 from saturation.measures.saturation import LIMITS, checked_limits
 from saturation.parts import ACTIVATIONS, write_part
@@ -50,6 +51,7 @@ class ActivationSettings:
       limits: what `saturation` compares the network with, of "attention", "parameter" and
         "scaled"; what is left out costs nothing and its metrics are absent.
       mesh: sizes of the mesh of devices, as `make_mesh` takes them; by default as the model fits.
+      corpus: by which `scan` tells common from distinct tokens; by default the tokens themselves.
     """
 
     tokens: TokenBatch = field(default_factory=read_tokens)
@@ -59,6 +61,7 @@ class ActivationSettings:
     fast: bool = False
     limits: tuple[str, ...] = LIMITS
     mesh: Mapping[str, int] | None = None
+    corpus: TokenBatch | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limits", checked_limits(self.limits))
@@ -73,11 +76,22 @@ class ActivationSettings:
             "matmul_precision": "default" if self.fast else "highest",
         }
 
+    def describe_corpus(self) -> dict[str, Any]:
+        """Return what `run.json` records where a measure tells common from distinct tokens."""
+        return (self.corpus or self.tokens).describe()
+
+    def key_kinds(self, vocab_size: int) -> np.ndarray:
+        """Return which ids are common and which distinct, int8 (vocab,)."""
+        return key_kinds((self.corpus or self.tokens).texts(), vocab_size)
+
     def refuse_other_models(self, parameters: Mapping[str, Parameter], path: str) -> None:
         """Raise where the parameters are of no T5, or of one that does not know all the tokens."""
         from saturation.models import T5Config
 
-        self.tokens.refuse_unknown(T5Config.from_parameters(parameters).vocab_size, path)
+        vocab_size = T5Config.from_parameters(parameters).vocab_size
+        self.tokens.refuse_unknown(vocab_size, path)
+        if self.corpus is not None:
+            self.corpus.refuse_unknown(vocab_size, path)
 
 
 def measure_activations(
@@ -187,6 +201,9 @@ def _traced(
 ) -> Callable[..., Any]:
     from saturation.measures.forwards import Forwards
 
+    asked = any(measure.needs_corpus for measure in measures)
+    kinds = settings.key_kinds(config.vocab_size) if asked else None
+
     def observe(parameters: Any, encoder_tokens: jax.Array, decoder_tokens: jax.Array) -> Any:
         forwards = Forwards(
             config,
@@ -196,6 +213,7 @@ def _traced(
             settings.scale,
             settings.terms,
             settings.limits,
+            kinds,
         )
         return {measure.name: measure.observe(forwards) for measure in measures}
 

@@ -8,10 +8,13 @@ import jax
 import numpy as np
 from t5_reference import nested, random_parameters, random_tokens
 
+from saturation.batches import TokenBatch
+from saturation.checkpoints.base import Parameter
 from saturation.measures.base import ActivationMeasure
 from saturation.measures.forwards import Forwards
 from saturation.models import T5Config
 
+KEY_KINDS = np.array([1, 2, 1, 0, 2, 1, 2, 1, 0, 1, 2, 1], np.int8)  # of FORMS' 12 ids
 QUICK = {"xla_backend_optimization_level": 0}  # compiling is most of what these tests take
 _SIZES = {"vocab_size": 12, "emb_dim": 8, "num_heads": 2, "mlp_dim": 10}
 FORMS = {
@@ -43,6 +46,11 @@ def case(form="v1_0", seed=0, dtype=np.float32, scale=0.3, positions=True, **siz
     return config, flat, params, random_tokens(config, seed, **sizes)
 
 
+def forwards_of(config, params, encoder_tokens, decoder_tokens, scale=1000.0):
+    """What any measure may ask for."""
+    return Forwards(config, params, encoder_tokens, decoder_tokens, scale, key_kinds=KEY_KINDS)
+
+
 def jitted(measure: ActivationMeasure, config: T5Config, traces: list | None = None):
     """The measure's pass as the driver runs it, but for the scale, which is traced here."""
 
@@ -50,7 +58,7 @@ def jitted(measure: ActivationMeasure, config: T5Config, traces: list | None = N
     def observe(params, encoder_tokens, decoder_tokens, scale=1000.0):
         if traces is not None:
             traces.append(None)
-        return measure.observe(Forwards(config, params, encoder_tokens, decoder_tokens, scale))
+        return measure.observe(forwards_of(config, params, encoder_tokens, decoder_tokens, scale))
 
     return observe
 
@@ -77,3 +85,24 @@ def valid_rows(encoder, decoder):
     real = encoder > 0
     first = np.arange(decoder.shape[1]) == 0
     return real, ((decoder > 0) | first) & real.any(1, keepdims=True)
+
+
+class MadeCheckpoint:
+    """What the driver reads of a checkpoint; keeps count of the elements read."""
+
+    path = "made"
+
+    def __init__(self, config, flat):
+        float32 = np.dtype(np.float32)
+        self.parameters = {n: Parameter(s, float32) for n, s in config.parameter_shapes().items()}
+        self.flat, self.elements = flat, 0
+
+    def read(self, name, index):
+        self.elements += self.flat[name][index].size
+        return self.flat[name][index]
+
+
+def checkpoint_and_tokens():
+    """A checkpoint and three sequences for it."""
+    config, flat, _, (encoder, decoder) = case(encoder_length=8, decoder_length=6)
+    return MadeCheckpoint(config, flat), TokenBatch(encoder, decoder, "made")

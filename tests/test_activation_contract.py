@@ -11,12 +11,11 @@ from functools import lru_cache, partial
 import jax
 import numpy as np
 import pytest
-from activation_cases import FORMS, QUICK, case
+from activation_cases import FORMS, QUICK, case, forwards_of
 from t5_reference import nested
 
 from saturation.measures import MEASURES
 from saturation.measures.base import COMBINE, ActivationMeasure
-from saturation.measures.forwards import Forwards
 from saturation.measures.heads import HEADS
 from saturation.measures.reduce import enable_x64
 from saturation.models.axes import parameter_axes
@@ -35,7 +34,7 @@ def x64():
 
 
 def observe_all(config, params, encoder_tokens, decoder_tokens, scale=1000.0):
-    forwards = Forwards(config, params, encoder_tokens, decoder_tokens, scale)
+    forwards = forwards_of(config, params, encoder_tokens, decoder_tokens, scale)
     return {measure.name: measure.observe(forwards) for measure in ACTIVATIONS}
 
 
@@ -132,7 +131,7 @@ def test_every_scope_has_every_statistic_as_a_scalar_from_shapes_alone(measure, 
 )
 def test_jit_is_eager(measure):
     config, _, params, tokens = case(**LENGTHS)
-    assert_same(observed()[measure.name], measure.observe(Forwards(config, params, *tokens)))
+    assert_same(observed()[measure.name], measure.observe(forwards_of(config, params, *tokens)))
 
 
 def test_pure():

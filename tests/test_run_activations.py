@@ -4,34 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from activation_cases import case
+from activation_cases import checkpoint_and_tokens
 
-from saturation.batches import TokenBatch
-from saturation.checkpoints.base import Parameter
 from saturation.errors import MeasureError
 from saturation.measures.heads import HEADS
 from saturation.run_activations import ActivationSettings, observe_checkpoint
-
-
-class MadeCheckpoint:
-    """What the driver reads of a checkpoint; keeps count of the elements read."""
-
-    path = "made"
-
-    def __init__(self, config, flat):
-        float32 = np.dtype(np.float32)
-        self.parameters = {n: Parameter(s, float32) for n, s in config.parameter_shapes().items()}
-        self.flat, self.elements = flat, 0
-
-    def read(self, name, index):
-        self.elements += self.flat[name][index].size
-        return self.flat[name][index]
-
-
-def checkpoint_and_tokens():
-    """A checkpoint and three sequences for it."""
-    config, flat, _, (encoder, decoder) = case(encoder_length=8, decoder_length=6)
-    return MadeCheckpoint(config, flat), TokenBatch(encoder, decoder, "made")
 
 
 def test_neither_batch_size_nor_mesh_matter_and_sums_are_float64():

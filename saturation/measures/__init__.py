@@ -16,11 +16,12 @@ from saturation.measures.heads import HEADS
 from saturation.measures.homogeneity import HOMOGENEITY
 from saturation.measures.norms import NORMS
 from saturation.measures.saturation import SATURATION
+from saturation.measures.scan import SCAN
 from saturation.measures.spectrum import SPECTRUM
 
 MEASURES: dict[str, Measure] = {
     measure.name: measure
-    for measure in (NORMS, DIRECTION, SPECTRUM, SATURATION, HEADS, HOMOGENEITY)
+    for measure in (NORMS, DIRECTION, SPECTRUM, SATURATION, HEADS, HOMOGENEITY, SCAN)
 }
 
 
@@ -41,3 +42,8 @@ def find_measures(names: Sequence[str]) -> tuple[Measure, ...]:
 def needs_tokens(names: Sequence[str]) -> bool:
     """Return whether one of these measures runs the model on tokens."""
     return any(isinstance(measure, ActivationMeasure) for measure in find_measures(names))
+
+
+def needs_corpus(names: Sequence[str]) -> bool:
+    """Return whether one of these measures tells common from distinct tokens."""
+    return any(getattr(measure, "needs_corpus", False) for measure in find_measures(names))

@@ -74,6 +74,7 @@ class ActivationMeasure:
         scope is a layer (`encoder/layers_3`) or a head (`encoder/layers_3/attention/head_5`).
       metrics: {statistic: float64 (steps,)} of one scope -> {metric: float64 (steps,)}; a metric
         that has no meaning there is left out.
+      needs_corpus: whether it asks of every key token if it is common or distinct.
     """
 
     name: str
@@ -82,6 +83,7 @@ class ActivationMeasure:
     statistics: Mapping[str, Rule]
     observe: Callable[[Any], dict[str, dict[str, Any]]]
     metrics: Callable[[Statistics], dict[str, np.ndarray]]
+    needs_corpus: bool = False
 
 
 @dataclass(frozen=True, eq=False)

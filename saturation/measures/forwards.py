@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from saturation.attention import tempered_softmax
+from saturation.errors import MeasureError
 from saturation.limit import Limit, saturate, scale_parameters
 from saturation.measures.saturation import LIMITS
 from saturation.models import T5, T5Config, valid_decoder_tokens, valid_encoder_tokens
@@ -32,6 +33,7 @@ class AttentionWeights:
       saturated: equal weight on every key whose score is the maximum, 0 elsewhere.
       queries: which queries hold a token.
       allowed: the number of keys each query may attend to.
+      uniform: equal weight on each of those, 0 elsewhere.
       distance: key position - query position; None where keys are of another sequence.
     """
 
@@ -39,6 +41,7 @@ class AttentionWeights:
     saturated: Float[Array, "batch heads query key"]
     queries: Bool[Array, "batch query"]
     allowed: Int[Array, "#batch query"]
+    uniform: Float[Array, "#batch query key"]
     distance: Int[Array, "query key"] | None
 
 
@@ -57,6 +60,7 @@ class Forwards:
       scale: the finite c of f(x; cθ).
       terms: terms of the series that computes the parameter limit.
       limits: what `saturation` compares the network with; the others are not computed for it.
+      key_kinds: (vocab,), whether an id is common or distinct (`measures.cooccurrence`).
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Forwards:
         scale: float | Array = 1000.0,
         terms: int = 4,
         limits: Sequence[str] = LIMITS,
+        key_kinds: Int[ArrayLike, " vocab"] | None = None,
     ) -> None:
         self.config = config
         self.params = params
@@ -76,6 +81,7 @@ class Forwards:
         self.scale = scale
         self.terms = terms
         self.limits = tuple(limits)
+        self.key_kinds = key_kinds
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -173,18 +179,36 @@ class Forwards:
         )
         return cast(Taps, taps)
 
+    def kinds_of_keys(self, path: str) -> Int[Array, "batch key"]:
+        """The kind of every key's token of one attention, of this batch.
+
+        Raises:
+          MeasureError: the kinds were not given.
+        """
+        if self.key_kinds is None:
+            raise MeasureError(
+                "Forwards was given no key_kinds; make them of a corpus with "
+                "saturation.measures.cooccurrence.key_kinds."
+            )
+        keys = self.decoder_input_tokens if _is_causal(path) else self.encoder_input_tokens
+        return jnp.asarray(self.key_kinds, jnp.int32)[keys]
+
     def _attention(self, path: str) -> AttentionWeights:
         scores = self.soft[f"{path}/scores"]
         query = jnp.arange(scores.shape[-2])
         key = jnp.arange(scores.shape[-1])
-        causal = path.endswith("/self_attention")
-        tokens = self.encoder_valid.sum(axis=-1, keepdims=True)
+        mask = (key <= query[:, None])[None] if _is_causal(path) else self.encoder_valid[:, None, :]
+        mask = jnp.broadcast_to(mask, (len(mask), len(query), len(key)))
+        allowed, wide = mask.sum(axis=-1), jnp.result_type(float)
         return AttentionWeights(
             soft=self.soft[f"{path}/weights"],
             saturated=tempered_softmax(scores, 0.0),
             queries=self.valid(path),
-            allowed=query[None] + 1
-            if causal
-            else jnp.broadcast_to(tokens, (len(tokens), len(query))),
+            allowed=allowed,
+            uniform=mask.astype(wide) / jnp.maximum(allowed, 1).astype(wide)[..., None],
             distance=None if path.endswith("/encoder_decoder_attention") else key - query[:, None],
         )
+
+
+def _is_causal(path: str) -> bool:
+    return path.endswith("/self_attention")

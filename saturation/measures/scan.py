@@ -1,0 +1,173 @@
+"""Whether heads scan and snap (MEASURES §12): how sharp they are, what they see, when they stop.
+
+Tian et al. 2023 (Scan and Snap, arXiv 2305.16380) show of one layer that attention moves from
+tokens that many classes share to tokens that tell classes apart, and then stops. Here the same is
+asked of real heads; the definitions are ours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saturation.measures.base import ActivationMeasure, Rule, Statistics
+from saturation.measures.cooccurrence import COMMON, DISTINCT, KINDS
+from saturation.measures.means import divide, mean_and_error, sum_names, sums_over_sequences
+
+if TYPE_CHECKING:
+    from jax import Array
+
+    from saturation.measures.forwards import AttentionWeights, Forwards
+
+NEAREST = (1, 2, 4, 8, 16, 32, 64)  # distances up to these share a cell, larger ones the last
+DISTANCES = 2 * len(NEAREST) + 3  # behind, at the query itself, ahead
+CELLS = tuple(f"{kind}_at_{distance}" for kind in KINDS for distance in range(DISTANCES))
+UNIFORM = ("uniform_entropy", "uniform_common", "uniform_distinct")
+EXCESS = "distinct_excess"
+STATISTICS: dict[str, Rule] = dict.fromkeys(
+    ("tokens", "entropy", *UNIFORM, *CELLS, *sum_names(EXCESS)), "sum"
+)
+
+SETTLED = 0.1  # of the furthest a head ever is from where it ends
+LEAST_MOVE = 0.01  # of its attention, or of the entropy of uniform attention: less is no move
+
+
+def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
+    """Return the sums of every head, {path of its attention/head_j: {statistic: scalar}}."""
+    found = {}
+    for path, attention in forwards.attentions.items():
+        by_head = head_sums(attention, forwards.kinds_of_keys(path))
+        for head in range(forwards.config.num_heads):
+            found[f"{path}/head_{head}"] = {name: sums[head] for name, sums in by_head.items()}
+    return found
+
+
+def head_sums(attention: AttentionWeights, kinds: Array) -> dict[str, Array]:
+    """Return {statistic: (heads,)} of one attention, in the widest float there is.
+
+    Args:
+      attention: its weights.
+      kinds: int, (batch, key): the place in `KINDS` of each key's token.
+    """
+    import jax.numpy as jnp
+    from jax.nn import one_hot
+    from jax.scipy.special import entr
+
+    wide = jnp.result_type(float)
+    queries = attention.queries[:, None, :]
+    # Of the queries that hold no token nothing counts, whatever stands there.
+    weights = jnp.where(queries[..., None], attention.soft, 0).astype(wide)
+    heads = weights.shape[1]
+    is_kind = one_hot(kinds, len(KINDS), dtype=wide)
+    share = jnp.einsum("bqk,bkc->bqc", attention.uniform, is_kind)
+    on_distinct = jnp.einsum("bhqk,bk->hbq", weights, is_kind[..., DISTINCT])
+    excess = on_distinct - share[..., DISTINCT]
+    uniform = {
+        "uniform_entropy": jnp.log(jnp.maximum(attention.allowed, 1).astype(wide)),
+        "uniform_common": share[..., COMMON],
+        "uniform_distinct": share[..., DISTINCT],
+    }
+    of_queries = {
+        "tokens": attention.queries.sum(),
+        **{n: jnp.where(attention.queries, x, 0).sum() for n, x in uniform.items()},
+    }
+    return {
+        **{name: jnp.full(heads, total).astype(wide) for name, total in of_queries.items()},
+        "entropy": entr(weights).sum(axis=(0, 2, 3)),
+        **_profile(weights, is_kind),
+        **sums_over_sequences(EXCESS, excess, attention.queries),
+    }
+
+
+def _profile(weights: Array, is_kind: Array) -> dict[str, Array]:
+    """Return {cell: (heads,)}: the attention on each kind of token at each distance."""
+    import jax.numpy as jnp
+
+    by_kind = jnp.stack(
+        [(weights * is_kind[:, None, None, :, c]).sum(axis=0) for c in range(len(KINDS))], axis=1
+    )
+    cells = distance_cells(*weights.shape[2:])
+    at_distance = jnp.asarray(cells[..., None] == np.arange(DISTANCES), by_kind.dtype)
+    profile = jnp.einsum("hcqk,qkd->hcd", by_kind, at_distance)
+    return dict(zip(CELLS, profile.reshape(len(profile), -1).T, strict=True))
+
+
+def distance_cells(queries: int, keys: int) -> np.ndarray:
+    """Return the cell of every distance key - query, (queries, keys), from furthest behind on.
+
+    A cell is a distance of 0, ±1, ±2, ±3 to 4, … ±33 to 64, or beyond. Positions of
+    cross-attention are those in their own sequences.
+    """
+    distance = np.arange(keys) - np.arange(queries)[:, None]
+    nearness = np.searchsorted(NEAREST, np.abs(distance), side="left") + 1
+    return np.sign(distance) * nearness + DISTANCES // 2
+
+
+def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
+    """Return how sharp a head is, what it attends to, and whether it has stopped changing.
+
+    Means over queries: attention_entropy = -Σ w ln w (nats), uniform_entropy = that of equal
+    weights on all allowed keys; mass_common, mass_distinct and mass_unclassified the weight on
+    keys of each kind (`measures.cooccurrence`), uniform_common and uniform_distinct the share of
+    allowed keys that are of the kind; distinct_excess = mass_distinct - uniform_distinct, with its
+    standard error over sequences.
+
+    distance_to_last = ½ Σ|p_t - p_last| with p the head's mean attention by kind and distance of
+    the key: the share of its attention that lies elsewhere than at the last checkpoint. snapped is
+    1 from the first checkpoint on from which distance_to_last and
+    |attention_entropy/uniform_entropy - its last value| both stay within a tenth of the largest
+    values they have at any checkpoint, or within 0.01 if that is more; 0 before. The last
+    checkpoint is snapped by definition. tokens is the number of queries.
+    """
+    tokens = statistics["tokens"]
+    profile = np.stack([divide(statistics[cell], tokens) for cell in CELLS])
+    of_kind = profile.reshape(len(KINDS), DISTANCES, -1).sum(axis=1)
+    entropy = divide(statistics["entropy"], tokens)
+    uniform = {name: divide(statistics[name], tokens) for name in UNIFORM}
+    moved = np.abs(profile - _last(profile)).sum(axis=0) / 2
+    sharpness = divide(entropy, uniform["uniform_entropy"])
+    sharpened = np.abs(sharpness - _last(sharpness))
+    # Where queries have one key alone there is no sharpness, and nothing that could change.
+    sharpened = np.where(uniform["uniform_entropy"] == 0, 0.0, sharpened)
+    return {
+        "attention_entropy": entropy,
+        "uniform_entropy": uniform["uniform_entropy"],
+        **{f"mass_{kind}": mass for kind, mass in zip(KINDS, of_kind, strict=True)},
+        "uniform_common": uniform["uniform_common"],
+        "uniform_distinct": uniform["uniform_distinct"],
+        **mean_and_error(EXCESS, statistics),
+        "distance_to_last": moved,
+        "snapped": np.minimum(settled(moved), settled(sharpened)),
+        "tokens": tokens,
+    }
+
+
+def _last(values: np.ndarray) -> np.ndarray:
+    """Return the values of the last step, (…, 1), at which all are known."""
+    known = np.flatnonzero(np.isfinite(values).all(axis=tuple(range(values.ndim - 1))))
+    return values[..., known[-1:]] if len(known) else np.full((*values.shape[:-1], 1), np.nan)
+
+
+def settled(deviation: np.ndarray) -> np.ndarray:
+    """Return 1 from the step on from which a deviation stays small, 0 before, NaN where it is.
+
+    Small is a tenth of the largest, or 0.01 if that is more. float64 (steps,).
+    """
+    known = np.isfinite(deviation)
+    tolerance = max(SETTLED * deviation[known].max(initial=0.0), LEAST_MOVE)
+    outside = known & (deviation > tolerance)
+    later_outside = np.logical_or.accumulate(outside[::-1])[::-1]
+    return np.where(known, 1.0 - later_outside, np.nan)
+
+
+SCAN = ActivationMeasure(
+    name="scan",
+    definition="entropy of each head's weights, their mass on common and on distinct keys by a "
+    "corpus's co-occurrence counts, and from which step on the head no longer changes",
+    source="ours, after Tian et al. 2023 (arXiv 2305.16380)",
+    statistics=STATISTICS,
+    observe=observe,
+    metrics=metrics,
+    needs_corpus=True,
+)

@@ -1,0 +1,195 @@
+"""The scan measure against brute force in float64 numpy, planted heads, and its driver."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+from activation_cases import (
+    FORMS,
+    KEY_KINDS,
+    case,
+    checkpoint_and_tokens,
+    jitted,
+    observe_table,
+    valid_rows,
+)
+from made_trajectory import write_trajectory
+from t5_reference import reference_t5
+
+import saturation
+from saturation.batches import TokenBatch
+from saturation.errors import MeasureError, ResultsError
+from saturation.measures.cooccurrence import COMMON, DISTINCT, KINDS, key_kinds
+from saturation.measures.forwards import Forwards
+from saturation.measures.reduce import enable_x64
+from saturation.measures.scan import CELLS, DISTANCES, SCAN, STATISTICS, distance_cells, settled
+from saturation.run_activations import ActivationSettings, observe_checkpoint
+
+HEAD = "encoder/layers_0/attention/head_0"
+
+
+def by_brute_force(config, flat, encoder, decoder):
+    """{head: {metric: value}} from the reference's weights, one query at a time."""
+    _, taps = reference_t5(config, flat, encoder, decoder)
+    encoder_valid, decoder_valid = valid_rows(encoder, decoder)
+    found = {}
+    for path in config.attention_names():
+        causal = path.endswith("/self_attention")
+        queries = encoder_valid if path.startswith("encoder") else decoder_valid
+        for head in range(config.num_heads):
+            rows = []
+            for b, q in zip(*np.nonzero(queries), strict=True):
+                allowed = np.arange(q + 1) if causal else np.nonzero(encoder_valid[b])[0]
+                kinds = KEY_KINDS[(decoder if causal else encoder)[b]]
+                weights = taps[f"{path}/weights"][b, head, q]
+                positive = weights[weights > 0]
+                rows.append({
+                    "attention_entropy": -(positive * np.log(positive)).sum(),
+                    "uniform_entropy": np.log(len(allowed)),
+                    **{f"mass_{kind}": weights[kinds == i].sum() for i, kind in enumerate(KINDS)},
+                    "uniform_common": np.mean(kinds[allowed] == COMMON),
+                    "uniform_distinct": np.mean(kinds[allowed] == DISTINCT),
+                })  # fmt: skip
+            means = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
+            means["distinct_excess"] = means["mass_distinct"] - means["uniform_distinct"]
+            found[f"{path}/head_{head}"] = means | {"tokens": len(rows)}
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_heads_agree_with_brute_force(form):
+    config, flat, params, tokens = case(form, dtype=np.float64)
+    with enable_x64(True):
+        found = observe_table(SCAN, config, params, tokens)
+    expected = by_brute_force(config, flat, *tokens)
+    assert set(found) == set(expected)
+    across_steps = {"distance_to_last", "snapped", "distinct_excess_stderr"}
+    for head, metrics in expected.items():
+        assert set(found[head]) == set(metrics) | across_steps
+        for name, value in metrics.items():
+            np.testing.assert_allclose(
+                found[head][name], value, 1e-9, 1e-9, err_msg=f"{head} {name}"
+            )
+        assert sum(found[head][f"mass_{kind}"] for kind in KINDS) == pytest.approx(1)
+    assert np.ptp([metrics["mass_distinct"] for metrics in found.values()]) > 0.01
+
+
+def test_the_profile_is_the_attention_by_kind_and_distance():
+    config, flat, params, tokens = case(dtype=np.float64)
+    with enable_x64(True):
+        observed = jax.device_get(jitted(SCAN, config)(params, *tokens))
+    _, taps = reference_t5(config, flat, *tokens)
+    _, decoder = tokens
+    expected = np.zeros((len(KINDS), DISTANCES))
+    for b, q in zip(*np.nonzero(valid_rows(*tokens)[1]), strict=True):
+        for k in range(q + 1):
+            weight = taps["decoder/layers_0/self_attention/weights"][b, 1, q, k]
+            distance = q - k  # behind
+            cell = 8 - (0 if distance == 0 else 1 + int(np.ceil(np.log2(distance))))
+            expected[KEY_KINDS[decoder[b, k]], cell] += weight
+    found = observed["decoder/layers_0/self_attention/head_1"]
+    np.testing.assert_allclose([float(found[cell]) for cell in CELLS], expected.ravel(), atol=1e-9)
+    assert (expected > 0).sum() > 6
+
+
+def test_distances_share_cells_by_powers_of_two():
+    cells = distance_cells(1, 200)[0]
+    bounds = [0, 1, 2, 3, 5, 9, 17, 33, 65]
+    assert [int(np.flatnonzero(cells == 8 + i)[0]) for i in range(9)] == bounds
+    assert cells[-1] == DISTANCES - 1
+    np.testing.assert_array_equal(distance_cells(200, 1)[:, 0], 16 - cells)
+
+
+# --- through training ---------------------------------------------------------------------------
+
+
+def statistics(profiles, entropies):
+    """Statistics of one head and one query at each step, from {cell: weight} and entropies."""
+    found = {name: np.zeros(len(entropies)) for name in STATISTICS}
+    found |= {"tokens": np.ones(len(entropies)), "entropy": np.array(entropies)}
+    found["uniform_entropy"] = np.full(len(entropies), 2.0)
+    for step, profile in enumerate(profiles):
+        for cell, weight in profile.items():
+            found[cell][step] = weight
+    return found
+
+
+def test_a_head_snaps_when_neither_its_profile_nor_its_sharpness_moves_any_more():
+    """It moves from the common key before to distinct ones by step 2, and sharpens up to step 3."""
+    on_distinct = [0.0, 0.5, 0.95, 1.0, 1.0]
+    profiles = [{"common_at_7": 1 - share, "distinct_at_7": share} for share in on_distinct]
+    found = SCAN.metrics(statistics(profiles, [2.0, 2.0, 1.0, 0.1, 0.0]))
+    np.testing.assert_allclose(found["distance_to_last"], [1, 0.5, 0.05, 0, 0], atol=1e-12)
+    np.testing.assert_array_equal(found["mass_distinct"], on_distinct)
+    np.testing.assert_array_equal(found["snapped"], [0, 0, 0, 1, 1])
+    still = SCAN.metrics(statistics(profiles, [1.0] * 5))
+    np.testing.assert_array_equal(still["snapped"], [0, 0, 1, 1, 1])
+    constant = SCAN.metrics(statistics(profiles[:1] * 3, [1.0] * 3))
+    np.testing.assert_array_equal(constant["snapped"], [1, 1, 1])
+
+
+def test_what_leaves_again_has_not_settled():
+    np.testing.assert_array_equal(settled(np.array([1.0, 0.05, 0.2, 0.05, 0.0])), [0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(settled(np.array([0.02, 0.005, 0.0])), [0, 1, 1])
+    np.testing.assert_array_equal(settled(np.array([1.0, np.nan, 0.0])), [0, np.nan, 1])
+    assert np.isnan(settled(np.full(2, np.nan))).all()
+
+
+def test_a_head_whose_queries_have_one_key_has_no_sharpness_and_still_snaps():
+    made = statistics([{"common_at_8": 1.0}] * 2, [0.0, 0.0])
+    made["uniform_entropy"] = np.zeros(2)
+    np.testing.assert_array_equal(SCAN.metrics(made)["snapped"], [1, 1])
+
+
+# --- the driver ---------------------------------------------------------------------------------
+
+
+def test_batch_size_does_not_matter_and_the_corpus_decides_what_is_distinct():
+    checkpoint, tokens = checkpoint_and_tokens()
+    corpus = TokenBatch(*(np.array([[1, 2], [1, 2], [3, 4], [3, 4]], np.int32),) * 2, "corpus")
+    settings = [ActivationSettings(tokens, batch_size=n, corpus=corpus) for n in (1, 3)]
+    one, three = (observe_checkpoint(checkpoint, (SCAN,), each)["scan"] for each in settings)
+    for scope, sums in three.items():
+        for name, value in sums.items():
+            np.testing.assert_allclose(one[scope][name], value, rtol=1e-5, atol=1e-5)
+    assert settings[0].key_kinds(12)[[1, 3]].tolist() == [DISTINCT, DISTINCT]
+    np.testing.assert_array_equal(
+        ActivationSettings(tokens).key_kinds(12), key_kinds(tokens.texts(), 12)
+    )
+    assert 0 < one[HEAD]["uniform_distinct"] < one[HEAD]["tokens"]
+
+
+def test_without_a_corpus_or_with_one_of_another_vocabulary_it_says_so():
+    checkpoint, tokens = checkpoint_and_tokens()
+    config, _, params, made = case()
+    with pytest.raises(MeasureError, match="was given no key_kinds"):
+        Forwards(config, params, *made).kinds_of_keys("encoder/layers_0/attention")
+    corpus = TokenBatch(*(np.array([[1, 40]], np.int32),) * 2, "corpus.txt")
+    with pytest.raises(MeasureError, match=r"corpus.txt has token 40, and the model in made has"):
+        ActivationSettings(tokens, corpus=corpus).refuse_other_models(checkpoint.parameters, "made")
+
+
+def test_a_run_is_resumed_joined_by_other_measures_and_refused_with_another_corpus(tmp_path):
+    trajectory = saturation.open_trajectory(write_trajectory(tmp_path / "t", (0, 10), vocab=12))
+    _, tokens = checkpoint_and_tokens()
+    other = TokenBatch(*(np.array([[1, 2], [1, 2]], np.int32),) * 2, "other")
+    run = str(tmp_path / "run")
+
+    def measured(names, corpus=None, steps=trajectory):
+        settings = ActivationSettings(tokens, batch_size=3, corpus=corpus)
+        return saturation.measure(steps, names, run, activations=settings)
+
+    first = saturation.open_trajectory(trajectory.path, "0:0")
+    assert measured(["scan"], steps=first).computed == 1
+    again = measured(["scan"])
+    assert (again.computed, again.reused) == (1, 1)
+    assert measured(["heads"], other).computed == 2, "heads needs no corpus"
+    with pytest.raises(ResultsError, match="on other common and distinct tokens"):
+        measured(["scan"], other)
+    table = saturation.load_results(run).query("scope == @HEAD")
+    values = table.pivot_table("value", "metric", "step")
+    assert values.loc["distance_to_last", 0] > 0.001
+    assert values.loc["distance_to_last", 10] == 0
+    assert values.loc["snapped"].tolist() == [0, 1]
+    assert values.loc["attention_entropy"].tolist() == pytest.approx(values.loc["entropy"].tolist())
