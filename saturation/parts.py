@@ -1,7 +1,7 @@
 """The parts of a run: Parquet tables of a measure's statistics, and which of them there should be.
 
-A measure of weights has a series of parts for each array, one of groups of arrays for each group,
-one of activations a part for each step.
+A measure of weights has a series of parts for each bundle of arrays, one of groups of arrays for
+each group, one of activations a part for each step.
 """
 
 from __future__ import annotations
@@ -70,28 +70,28 @@ def status(folder: RunFolder) -> Status:
     steps, parts = described["steps"], folder.parts()
     present, expected, missing = {}, {}, {}
     for measure in find_measures(described["measures"]):
-        keys = part_keys(measure, described)
         lacking = {
-            key: missing_positions(steps, parts.get((measure.name, key), [])) for key in keys
+            name: missing_positions(steps, parts.get((measure.name, key), []))
+            for key, names in part_keys(measure, described).items()
+            for name in names
         }
-        expected[measure.name] = len(steps) * len(keys)
+        expected[measure.name] = len(steps) * len(lacking)
         present[measure.name] = expected[measure.name] - sum(map(len, lacking.values()))
         if isinstance(measure, ActivationMeasure):
             missing[measure.name] = [f"step {steps[i]}" for i in lacking[ACTIVATIONS]]
         else:
-            missing[measure.name] = [key for key, positions in lacking.items() if positions]
+            missing[measure.name] = [name for name, positions in lacking.items() if positions]
     return Status(present, expected, missing)
 
 
-def part_keys(measure: Measure, described: Mapping[str, Any]) -> Sequence[str]:
-    """Return what the parts of a measure are filed under in a run."""
+def part_keys(measure: Measure, described: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
+    """Return what the parts of a measure are filed under in a run, and what each of them holds."""
     if isinstance(measure, ActivationMeasure):
-        return (ACTIVATIONS,)
+        return {ACTIVATIONS: (ACTIVATIONS,)}
     if isinstance(measure, GroupMeasure):
-        return tuple(
-            measure.groups({name: tuple(a["shape"]) for name, a in described["arrays"].items()})
-        )
-    return tuple(described["arrays"])
+        shapes = {name: tuple(a["shape"]) for name, a in described["arrays"].items()}
+        return {group: (group,) for group in measure.groups(shapes)}
+    return described["bundles"]
 
 
 def missing_positions(steps: Sequence[int], ranges: Sequence[tuple[int, int]]) -> list[int]:

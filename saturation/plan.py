@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PART_BYTES = 2**30
 MINIMUM_PART_STEPS = 16
+BUNDLE_BYTES = 32 * 2**20
+BUNDLES_OF_WHOLE = 32
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Job:
-    """One array to measure: `measures` at the selected steps of positions `start` to `stop` (open).
+    """A bundle to measure: `measures` at the selected steps of positions `start` to `stop` (open).
 
     Each becomes one part on disk for each measure.
     """
 
-    name: str
+    bundle: str
+    names: tuple[str, ...]
     measures: tuple[WeightMeasure, ...]
     start: int
     stop: int
@@ -165,6 +168,7 @@ def describe_run(
         },
         "measures": [measure.name for measure in measures],
         "arrays": _describe_arrays(parameters),
+        "bundles": {key: list(names) for key, names in bundles(parameters).items()},
         "environment": _environment(),
     }
 
@@ -246,26 +250,47 @@ def _span(steps: Sequence[int]) -> str:
     return f"{steps[0]} … {steps[-1]} ({len(steps)} of them)"
 
 
+def bundles(arrays: Mapping[str, Parameter]) -> dict[str, tuple[str, ...]]:
+    """Return the arrays that share a part on disk, {the first one's name: their names}.
+
+    A part costs a few milliseconds to write and more to fetch from a bucket, so that neighbours
+    share one up to 32 MB, or a 32nd of all there is: what one shard, or a kill, can have less of.
+    """
+    whole = sum(parameter.nbytes for parameter in arrays.values())
+    limit = min(BUNDLE_BYTES, whole // BUNDLES_OF_WHOLE)
+    found: list[list[str]] = []
+    room = -1
+    for name, parameter in arrays.items():
+        room -= parameter.nbytes
+        if room < 0:
+            found.append([])
+            room = limit - parameter.nbytes
+        found[-1].append(name)
+    return {names[0]: tuple(names) for names in found}
+
+
 def jobs(
     folder: RunFolder,
     steps: Sequence[int],
-    arrays: dict[str, Parameter],
+    arrays: Mapping[str, Parameter],
+    bundled: Mapping[str, Sequence[str]],
     measures: Sequence[WeightMeasure],
     shard: Shard,
 ) -> tuple[list[Job], int]:
-    """Return what this shard has left to do, largest array first, and how many parts it has."""
+    """Return what this shard has left to do, largest bundle first, and how many parts it has."""
     parts = folder.parts()
     todo, reused = [], 0
-    for name in assigned(arrays, shard):
+    nbytes = {key: sum(arrays[name].nbytes for name in names) for key, names in bundled.items()}
+    for key in assigned(nbytes, shard):
         ranges: dict[tuple[int, int], list[WeightMeasure]] = {}
         for measure in measures:
-            present = parts.get((measure.name, name), [])
+            present = parts.get((measure.name, key), [])
             reused += len(present)
             missing = missing_positions(steps, present)
-            for start, stop in part_ranges(missing, arrays[name].nbytes):
+            for start, stop in part_ranges(missing, nbytes[key]):
                 ranges.setdefault((start, stop), []).append(measure)
         todo += [
-            Job(name, tuple(group), start, stop)
+            Job(key, tuple(bundled[key]), tuple(group), start, stop)
             for (start, stop), group in sorted(ranges.items(), key=lambda item: item[0])
         ]
     return todo, reused
@@ -355,10 +380,13 @@ def planned_work(
     weights = [measure for measure in asked if isinstance(measure, WeightMeasure)]
     activated = [measure for measure in asked if isinstance(measure, ActivationMeasure)]
     grouped = [measure for measure in asked if isinstance(measure, GroupMeasure)]
-    todo, reused = jobs(folder, trajectory.steps, parameters, weights, shard)
+    bundled = (folder.description() or {}).get("bundles") or bundles(parameters)
+    todo, reused = jobs(folder, trajectory.steps, parameters, bundled, weights, shard)
     groups, reused_groups = group_jobs(folder, trajectory.steps, parameters, grouped, shard)
     steps, reused_steps = activation_steps(folder, trajectory.steps, activated, shard)
-    arrays = {job.name for job in todo} | {name for job in groups for name in job.arrays.values()}
+    arrays = {name for job in todo for name in job.names} | {
+        name for job in groups for name in job.arrays.values()
+    }
     whole = sum(parameter.nbytes for parameter in parameters.values())
     return {
         "arrays": len(parameters if steps else arrays),
@@ -376,7 +404,9 @@ def planned_work(
 def bytes_to_read(todo: Sequence[Job], parameters: dict[str, Parameter]) -> int:
     """Return how many bytes the jobs read, with the steps that are only compared with."""
     return sum(
-        parameters[job.name].nbytes * (job.stop - job.start + len(job.earlier)) for job in todo
+        sum(parameters[name].nbytes for name in job.names)
+        * (job.stop - job.start + len(job.earlier))
+        for job in todo
     )
 
 
@@ -391,13 +421,13 @@ def _describe_arrays(parameters: dict[str, Parameter]) -> dict[str, Any]:
     }
 
 
-def assigned(arrays: dict[str, Parameter], shard: Shard) -> list[str]:
-    """Return the arrays of a shard: the largest first, each to the shard with the least so far."""
+def assigned(nbytes: Mapping[str, int], shard: Shard) -> list[str]:
+    """Return what is a shard's: the largest first, each to the shard with the least so far."""
     loads = [0] * shard.count
     mine = []
-    for name in sorted(arrays, key=lambda name: (-arrays[name].size, name)):
+    for key in sorted(nbytes, key=lambda key: (-nbytes[key], key)):
         lightest = loads.index(min(loads))
-        loads[lightest] += arrays[name].size
+        loads[lightest] += nbytes[key]
         if lightest == shard.index:
-            mine.append(name)
+            mine.append(key)
     return mine

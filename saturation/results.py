@@ -104,15 +104,17 @@ def _weight_statistics(
     shape = (len(names), len(column_of))
     statistics = {name: np.full(shape, np.nan) for name in measure.statistics}
     present = np.zeros(shape, bool)
+    row_of = {name: row for row, name in enumerate(names)}
     parts = folder.parts()
-    for row, name in enumerate(names):
-        for span in parts.get((measure.name, name), []):
-            part = read_part(folder, measure.name, name, span)
-            kept = [index for index, step in enumerate(part["step"]) if int(step) in column_of]
-            columns = [column_of[int(part["step"][index])] for index in kept]
-            present[row, columns] = True
+    for key in part_keys(measure, described):
+        for span in parts.get((measure.name, key), []):
+            part = read_part(folder, measure.name, key, span)
+            kept = np.isin(part["step"], described["steps"])
+            rows = [row_of[name] for name in part["array"][kept]]
+            columns = [column_of[step] for step in part["step"][kept].tolist()]
+            present[rows, columns] = True
             for statistic in measure.statistics:
-                statistics[statistic][row, columns] = part[statistic][kept]
+                statistics[statistic][rows, columns] = part[statistic][kept]
     return statistics, present
 
 

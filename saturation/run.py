@@ -116,9 +116,9 @@ def measure(
     )
     # Before the folder is begun: it refuses models that a measure of groups does not know.
     groups, reused_groups = group_jobs(folder, trajectory.steps, parameters, grouped, shard)
-    join_run(folder, described, trajectory)
+    bundled = join_run(folder, described, trajectory)["bundles"]
 
-    todo, reused = jobs(folder, trajectory.steps, parameters, weights, shard)
+    todo, reused = jobs(folder, trajectory.steps, parameters, bundled, weights, shard)
     steps, reused_steps = activation_steps(folder, trajectory.steps, activated, shard)
     computed = sum(len(job.measures) for job in todo) + len(groups) + sum(map(len, steps.values()))
     reused += reused_groups + reused_steps

@@ -2,37 +2,48 @@
 
 Each array is read at the first selected step, then at the next, and so on; only the previous step's
 values (and the first's) are kept. So every byte is read once, each pair of neighbours meets in
-memory, and memory is a few blocks of 32 MB, whatever the size of the model or the number of steps.
+memory, and memory is a few blocks of 4 MB a core, whatever the size of the model or the number of
+steps.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from saturation.errors import Stopped
-from saturation.measures.reduce import NEUTRAL, block_statistics, combine, enable_x64
+from saturation.measures.base import COMBINE, Rule, WeightMeasure
+from saturation.measures.reduce import (
+    NEUTRAL,
+    accumulation,
+    block_statistics,
+    capacity,
+    enable_x64,
+    statistic_rules,
+)
 from saturation.parts import write_part
 from saturation.plan import Job, bytes_to_read
 from saturation.progress import Progress
 from saturation.runfolder import RunFolder
-from saturation.stream import blocks, blocks_ahead, read_through
+from saturation.stream import Buffers, block_limit, blocks, blocks_ahead, read_through
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import Box, Parameter
     from saturation.trajectory import Trajectory
 
-Totals = dict[str, dict[str, np.ndarray]]  # {measure: {statistic: float64 (steps,)}}
+Totals = dict[str, np.ndarray]  # {statistic: float64 (steps read,)}
 
 
 class WeightStream:
-    """Streams jobs through the device, an array to a worker thread, and writes a part for each."""
+    """Streams jobs through the device, one to a worker thread, and writes their parts."""
 
     def __init__(
         self,
@@ -45,88 +56,129 @@ class WeightStream:
         self.trajectory, self.parameters, self.folder = trajectory, parameters, folder
         self.progress, self.stop = progress, stop
         self.nonfinite: list[tuple[int, str, int]] = []
+        self._device = jax.local_devices()[0]
+        self._buffers = Buffers()
         self._failed = threading.Event()
 
     def run(self, todo: Sequence[Job]) -> None:
-        """Do all jobs; after an error or a stop, finish the arrays at hand and begin no other."""
+        """Do all jobs; after an error or a stop, finish the jobs at hand and begin no other."""
         self.progress.start(bytes_to_read(todo, self.parameters))
-        workers = _workers(jax.default_backend())
-        readers_each = 1 + blocks_ahead(self.trajectory)
-        with (
-            ThreadPoolExecutor(workers * readers_each, "read") as readers,
-            ThreadPoolExecutor(workers, "measure") as pool,
-        ):
-            finished = [pool.submit(self._unless_halted, job, readers) for job in todo]
-        completed = [future.result() for future in finished]  # raises the first error there was
-        if not all(completed):
+        workers = _workers(self._device.platform)
+        ahead = blocks_ahead(self.trajectory)
+        reading = ThreadPoolExecutor(workers * (1 + ahead), "read") if ahead else nullcontext()
+        errors, halted = [], False
+        with reading as readers, ThreadPoolExecutor(workers, "measure") as pool:
+            waiting = [pool.submit(self._unless_halted, job, readers) for job in todo]
+            for future in as_completed(waiting):
+                try:
+                    halted |= not self._write(future)
+                except Exception as error:
+                    self._failed.set()
+                    errors.append(error)
+        if errors:
+            raise errors[0]
+        if halted:
             raise Stopped(
                 f"Stopped by a signal. What was finished is in {self.folder.path}; "
                 "run the same command again to compute the rest."
             )
 
-    def _unless_halted(self, job: Job, readers: Executor) -> bool:
+    def _unless_halted(
+        self, job: Job, readers: Executor | None
+    ) -> tuple[Job, dict[str, Totals]] | None:
         if self.stop.is_set() or self._failed.is_set():
+            return None
+        with enable_x64(accumulation(self._device.platform) == "float64"):
+            return job, {name: self._measure(job, name, readers) for name in job.names}
+
+    def _write(self, finished: Future[tuple[Job, dict[str, Totals]] | None]) -> bool:
+        """Write the parts of a finished job; return whether it was begun at all."""
+        result = finished.result()
+        if result is None:
             return False
-        try:
-            self._measure(job, readers)
-        except BaseException:
-            self._failed.set()
-            raise
+        job, totals = result
+        steps = np.array(self.trajectory.steps[job.start : job.stop], np.int64)
+        rows = slice(len(job.earlier), None)
+        for measure in job.measures:
+            columns: dict[str, Any] = {
+                "array": np.repeat(np.array(job.names), len(steps)),
+                "step": np.tile(steps, len(job.names)),
+            }
+            for statistic in measure.statistics:
+                of_arrays = [totals[name][statistic][rows] for name in job.names]
+                columns[statistic] = np.concatenate(of_arrays)
+            span = int(steps[0]), int(steps[-1])
+            write_part(self.folder, measure.name, job.bundle, span, columns)
+        for name in job.names:
+            counts = totals[name].get("nonfinite", np.zeros(len(job.earlier) + len(steps)))[rows]
+            self.nonfinite += [
+                (int(step), name, int(count))
+                for step, count in zip(steps, counts, strict=True)
+                if count
+            ]
         return True
 
-    def _measure(self, job: Job, readers: Executor) -> None:
-        """Stream one array through all steps that its measures lack, and write their parts."""
-        steps = self.trajectory.steps[job.start : job.stop]
-        totals: Totals = {
-            measure.name: {
-                name: np.full(len(steps), NEUTRAL[rule])
-                for name, rule in measure.statistics.items()
-            }
-            for measure in job.measures
-        }
-        parameter = self.parameters[job.name]
-        checkpoint = self.trajectory[steps[0]]
-        axis, multiple = checkpoint.block_axis(job.name), checkpoint.block_multiple(job.name)
-        for box in blocks(parameter.shape, parameter.dtype.itemsize, axis, multiple):
-            for position, partial in enumerate(self._block(job, box, readers)):
-                for measure in job.measures:
-                    for name, rule in measure.statistics.items():
-                        values = totals[measure.name][name]
-                        parts = np.append(partial[measure.name][name], values[position])
-                        values[position] = combine(rule, parts)
-        for measure in job.measures:
-            columns = {"step": np.array(steps, np.int64), **totals[measure.name]}
-            write_part(self.folder, measure.name, job.name, (steps[0], steps[-1]), columns)
-            self._note_nonfinite(job.name, steps, totals[measure.name].get("nonfinite"))
-
-    def _block(
-        self, job: Job, box: Box, readers: Executor
-    ) -> Iterator[dict[str, dict[str, np.ndarray]]]:
-        """Yield the statistics of one block at each step to do."""
-        device = jax.local_devices()[0]
-        kernel = block_statistics(job.measures, device.platform)
+    def _measure(self, job: Job, name: str, readers: Executor | None) -> Totals:
+        """Stream one array through the job's steps, and return its statistics at all it reads."""
         positions = (*job.earlier, *range(job.start, job.stop))
         steps = [self.trajectory.steps[position] for position in positions]
-        first = previous = None
-        for position, block in enumerate(
-            read_through(self.trajectory, job.name, box, steps, readers)
-        ):
-            partial = None
-            with enable_x64(True):
-                x = jax.device_put(block, device, may_alias=True)
-                first = x if first is None else first
-                if position >= len(job.earlier):
-                    partial = kernel(x, x if previous is None else previous, first)
-                    partial = jax.device_get(partial)
-            previous = x
-            self.progress.advance(block.nbytes)
-            if partial is not None:
-                yield partial
+        rules = statistic_rules(job.measures)
+        totals = np.repeat([[NEUTRAL[rule]] for rule in rules.values()], len(steps), axis=1)
+        rows_of: dict[Rule, list[bool]] = {
+            rule: [other == rule for other in rules.values()] for rule in set(rules.values())
+        }
+        parameter, checkpoint = self.parameters[name], self.trajectory[steps[0]]
+        axis, multiple = checkpoint.block_axis(name), checkpoint.block_multiple(name)
+        limit = block_limit(self.trajectory)
+        for box in blocks(parameter.shape, parameter.dtype.itemsize, axis, multiple, limit):
+            for position, parts in enumerate(self._block(job, name, box, steps, readers)):
+                so_far = np.append(parts, totals[:, position : position + 1], axis=1)
+                for rule, rows in rows_of.items():
+                    totals[rows, position] = COMBINE[rule].reduce(so_far[rows], axis=1)
+        return _with_carried(dict(zip(rules, totals, strict=True)), job.measures)
 
-    def _note_nonfinite(self, name: str, steps: Sequence[int], counts: np.ndarray | None) -> None:
-        for step, count in zip(steps, counts if counts is not None else (), strict=False):
-            if count:
-                self.nonfinite.append((step, name, int(count)))
+    def _block(
+        self, job: Job, name: str, box: Box, steps: Sequence[int], readers: Executor | None
+    ) -> Iterator[np.ndarray]:
+        """Yield the statistics of one block at each step."""
+        platform = self._device.platform
+        kernel = block_statistics(job.measures, platform)
+        count = np.int32(np.prod([part.stop - part.start for part in box]))
+        dtype = _common_dtype({self.trajectory[step].parameters[name].dtype for step in steps})
+        ahead = blocks_ahead(self.trajectory)
+        buffers = self._buffers.take(4 + ahead, capacity(int(count)), dtype)
+        under_way: deque[jax.Array] = deque()
+        first = previous = None
+        for now in read_through(self.trajectory, name, box, steps, buffers, readers):
+            # The CPU uses an aligned buffer where it lies, for as long as the call takes.
+            if platform != "cpu":
+                now = jax.device_put(now, self._device)
+            first = now if first is None else first
+            under_way.append(kernel(count, now, now if previous is None else previous, first))
+            previous = now
+            # An accelerator works on this block while the next one is read.
+            if platform == "cpu" or len(under_way) > 1:
+                yield np.asarray(under_way.popleft(), np.float64)
+            self.progress.advance(int(count) * dtype.itemsize)
+        for rest in under_way:
+            yield np.asarray(rest, np.float64)
+
+
+def _with_carried(totals: Totals, measures: Sequence[WeightMeasure]) -> Totals:
+    """Add the statistics that are another's value at the previous or the first step."""
+    for measure in measures:
+        for name, (source, step) in measure.carried.items():
+            values = totals[source]
+            first = np.broadcast_to(values[:1], values.shape)
+            totals[name] = first if step == "first" else np.append(values[:1], values[:-1])
+    return totals
+
+
+def _common_dtype(dtypes: set[np.dtype]) -> np.dtype:
+    """The dtype that holds the values of all these exactly."""
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
 
 
 def _workers(platform: str) -> int:

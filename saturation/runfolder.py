@@ -1,7 +1,7 @@
 """A run on disk: `run.json` and Parquet parts, each written whole or not at all.
 
     run.json                                  what was asked for, of what, by which code
-    parts/<measure>/<array>.<range>.parquet   statistics of one array over a range of steps
+    parts/<measure>/<arrays>.<range>.parquet  statistics of some arrays over a range of steps
 
 A part's name says what it holds, so that a restarted run computes only what is missing, any number
 of batch tasks write into one folder, and two that write the same part do no harm.

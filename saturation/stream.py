@@ -1,11 +1,11 @@
-"""Blocks of an array through the steps, read ahead by threads into aligned buffers."""
+"""Blocks of an array through the steps, read into aligned buffers that are used again and again."""
 
 from __future__ import annotations
 
-import itertools
 import math
+import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, Literal
 
@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from saturation.checkpoints.base import Box
     from saturation.trajectory import Trajectory
 
-BLOCK_BYTES = 32 * 2**20
-AHEAD = 1  # blocks that are read while the one before is computed on
-# Over a network a block takes many times as long to come as to be computed on.
+# Short enough for a block at three steps to stay in the last-level cache, so that memory is read
+# once; long enough for a call to cost little beside it. Measured by benchmarks/streaming.py.
+BLOCK_BYTES = 4 * 2**20
+# Over a network a block takes many times as long to come as to be computed on, and each is a
+# request: they are larger, and several are under way for each array.
+REMOTE_BLOCK_BYTES = 32 * 2**20
 AHEAD_REMOTE = 4
 _ALIGNMENT = 64  # as JAX needs it to use a NumPy buffer where it lies, on the CPU
 
@@ -41,50 +44,120 @@ def blocks(
     ]
 
 
-def aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Return an uninitialised C-contiguous array that begins at a multiple of 64 bytes."""
-    nbytes = math.prod(shape) * dtype.itemsize
-    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    offset = -raw.ctypes.data % _ALIGNMENT
-    return raw[offset : offset + nbytes].view(dtype).reshape(shape)
+def block_limit(trajectory: Trajectory) -> int:
+    """Return the most bytes of a block."""
+    return REMOTE_BLOCK_BYTES if trajectory.remote else BLOCK_BYTES
 
 
 def blocks_ahead(trajectory: Trajectory) -> int:
-    """Return how many blocks of an array are being read while one is computed on."""
-    return AHEAD_REMOTE if trajectory.remote else AHEAD
+    """Return how many blocks of an array are being read while one is computed on.
+
+    None of a local disk: as many arrays are streamed at once as there are cores, and a block is
+    computed on by the core that read it, in whose cache it still lies.
+    """
+    return AHEAD_REMOTE if trajectory.remote else 0
+
+
+def aligned_empty(count: int, dtype: np.dtype) -> np.ndarray:
+    """Return an uninitialised array (count,) that begins at a multiple of 64 bytes."""
+    nbytes = count * dtype.itemsize
+    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    offset = -raw.ctypes.data % _ALIGNMENT
+    return raw[offset : offset + nbytes].view(dtype)
+
+
+class Buffers(threading.local):
+    """The buffers of a thread: new memory costs a page fault every 4 KB, as much as reading it."""
+
+    def __init__(self) -> None:
+        self._size: tuple[int, np.dtype] | None = None
+        self._kept: list[np.ndarray] = []
+
+    def take(self, number: int, count: int, dtype: np.dtype) -> list[np.ndarray]:
+        """Return `number` arrays (count,), which an earlier call may have returned too."""
+        if self._size != (count, dtype):
+            self._size, self._kept = (count, dtype), []
+        while len(self._kept) < number:
+            self._kept.append(aligned_empty(count, dtype))
+        return self._kept[:number]
 
 
 def read_through(
-    trajectory: Trajectory, name: str, box: Box, steps: Sequence[int], readers: Executor
+    trajectory: Trajectory,
+    name: str,
+    box: Box,
+    steps: Sequence[int],
+    buffers: Sequence[np.ndarray],
+    readers: Executor | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield one block of an array at each step, flat, its elements in the same order at every step.
 
-    The next blocks are being read while the caller uses one. A yielded array stays untouched until
-    the caller has asked for the second one after it; the first stays untouched throughout.
+    Args:
+      trajectory: where the array is.
+      name: of the array.
+      box: the block.
+      steps: in which order to read it.
+      buffers: of one dtype, each with room for the block; four more than are read ahead.
+      readers: where blocks are read ahead, as many as `blocks_ahead` says.
+
+    Yields:
+      A buffer that begins with the block. It stays untouched until the caller asks for the third
+      one after it; the first stays untouched throughout.
     """
     shape = tuple(part.stop - part.start for part in box)
-    dtype = trajectory[steps[0]].parameters[name].dtype
-    ahead = blocks_ahead(trajectory)
-    buffers = itertools.chain(
-        [aligned_empty(shape, dtype)],
-        itertools.cycle([aligned_empty(shape, dtype) for _ in range(ahead + 2)]),
-    )
+    ring = buffers[1:]
 
-    def read(step: int, buffer: np.ndarray) -> np.ndarray:
-        checkpoint = trajectory[step]
-        fits = checkpoint.parameters[name].dtype == buffer.dtype
-        return checkpoint.read(name, box, buffer if fits else None)
+    def read(number: int) -> tuple[np.ndarray, Literal["C", "F"]]:
+        buffer = buffers[0] if number == 0 else ring[(number - 1) % len(ring)]
+        return buffer, _read_block(trajectory, name, steps[number], box, shape, buffer)
 
-    requests = ((step, next(buffers)) for step in steps)
     order: Literal["C", "F"] | None = None
-    pending: deque[Future[np.ndarray]] = deque()
+    for buffer, found in _in_order(read, len(steps), blocks_ahead(trajectory), readers):
+        order = order or found
+        if found != order:
+            count = math.prod(shape)
+            buffer[:count] = buffer[:count].reshape(shape, order=found).reshape(-1, order=order)
+        yield buffer
+
+
+def _read_block(
+    trajectory: Trajectory,
+    name: str,
+    step: int,
+    box: Box,
+    shape: tuple[int, ...],
+    buffer: np.ndarray,
+) -> Literal["C", "F"]:
+    """Read a block into the beginning of a buffer and return the order its elements lie in."""
+    checkpoint = trajectory[step]
+    room = buffer[: math.prod(shape)]
+    if checkpoint.parameters[name].dtype == buffer.dtype:
+        block = checkpoint.read(name, box, room.reshape(shape))
+        order = "C" if block.flags.c_contiguous else "F"
+    else:
+        block = checkpoint.read(name, box)
+        order = "C" if block.flags.c_contiguous else "F"
+        room[:] = block.reshape(-1, order=order)
+    return order
+
+
+def _in_order(
+    read: Callable[[int], tuple[np.ndarray, Literal["C", "F"]]],
+    number: int,
+    ahead: int,
+    readers: Executor | None,
+) -> Iterator[tuple[np.ndarray, Literal["C", "F"]]]:
+    """Yield read(0) … read(number − 1), with some under way in `readers` while one is used."""
+    if readers is None:
+        yield from map(read, range(number))
+        return
+    pending: deque[Future[tuple[np.ndarray, Literal["C", "F"]]]] = deque()
+    asked = iter(range(number))
     try:
-        for _ in steps:
-            while len(pending) <= ahead and (request := next(requests, None)):
-                pending.append(readers.submit(read, *request))
-            block = pending.popleft().result()
-            order = order or ("C" if block.flags.c_contiguous else "F")
-            yield block.reshape(-1, order=order)
+        for _ in range(number):
+            while len(pending) <= ahead and (following := next(asked, None)) is not None:
+                pending.append(readers.submit(read, following))
+            yield pending.popleft().result()
     finally:
         for future in pending:
             future.cancel()

@@ -141,7 +141,6 @@ def test_blocks_and_lanes_give_what_whole_arrays_give(
     folder: Path, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "BLOCK_BYTES", 600)
-    monkeypatch.setattr(stream.blocks, "__defaults__", (600,))
     blocked = measured(folder, tmp_path / "r")
     pd.testing.assert_frame_equal(blocked, table, rtol=1e-12, atol=1e-13)
 
@@ -166,13 +165,25 @@ def test_shards_write_one_run_together(folder: Path, table: pd.DataFrame, tmp_pa
     pd.testing.assert_frame_equal(saturation.load_results(out), table)
 
 
-def test_shards_split_the_arrays_and_balance_their_sizes() -> None:
-    arrays = {f"a{i}": Parameter((10 * i, 3), np.dtype("float32")) for i in range(1, 40)}
-    parts = [assigned(arrays, Shard(index, 4)) for index in range(4)]
-    assert sorted(itertools.chain(*parts)) == sorted(arrays)
-    loads = [sum(arrays[name].shape[0] for name in part) for part in parts]
-    assert max(loads) - min(loads) <= 10 * 39
-    assert assigned(arrays, Shard(50, 60)) == []
+def test_shards_split_the_work_and_balance_it() -> None:
+    nbytes = {f"a{i}": 120 * i for i in range(1, 40)}
+    parts = [assigned(nbytes, Shard(index, 4)) for index in range(4)]
+    assert sorted(itertools.chain(*parts)) == sorted(nbytes)
+    loads = [sum(nbytes[key] for key in part) for part in parts]
+    assert max(loads) - min(loads) <= 120 * 39
+    assert assigned(nbytes, Shard(50, 60)) == []
+
+
+def test_bundles_hold_each_array_once_and_none_more_than_a_32nd() -> None:
+    arrays = {f"a{i}": Parameter((1 + i % 7, 3), np.dtype("float32")) for i in range(300)}
+    arrays["large"] = Parameter((1000, 3), np.dtype("float32"))
+    bundled = plan.bundles(arrays)
+    assert list(itertools.chain(*bundled.values())) == list(arrays)
+    assert all(key == names[0] for key, names in bundled.items())
+    whole = sum(parameter.nbytes for parameter in arrays.values())
+    for names in bundled.values():
+        assert len(names) == 1 or sum(arrays[n].nbytes for n in names) <= whole // 32
+    assert len(bundled) < 40, "neighbours share"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -192,7 +203,9 @@ def test_short_parts_give_the_same_table(
     monkeypatch.setattr(plan, "PART_BYTES", 1)
     monkeypatch.setattr(plan, "MINIMUM_PART_STEPS", 1)
     pd.testing.assert_frame_equal(measured(folder, tmp_path / "r"), table)
-    assert len(list((tmp_path / "r").glob("parts/norms/encoder+encoder_norm*"))) == 3
+    described = json.loads((tmp_path / "r" / "run.json").read_text())
+    parts = list((tmp_path / "r").glob("parts/norms/*.parquet"))
+    assert len(parts) == 3 * len(described["bundles"])
 
 
 def test_a_stopped_run_resumes_and_reuses(
@@ -210,8 +223,9 @@ def test_a_stopped_run_resumes_and_reuses(
     present = status(RunFolder(out)).present["norms"]
     assert present > 0, "the arrays at hand are finished and written"
     outcome = saturation.measure(trajectory, BOTH, out)
-    assert outcome.reused == 2 * present // 3  # three steps, two measures a part
-    assert outcome.computed + outcome.reused == 2 * len(canonical(folder, 0))
+    bundled = json.loads((tmp_path / "r" / "run.json").read_text())["bundles"]
+    assert 0 < outcome.reused < 2 * len(bundled)
+    assert outcome.computed + outcome.reused == 2 * len(bundled)
     pd.testing.assert_frame_equal(saturation.load_results(out), table)
     assert saturation.measure(trajectory, BOTH, out).computed == 0
 
@@ -323,9 +337,9 @@ def test_a_damaged_part_is_named_and_can_be_recomputed(
     folder: Path, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     measured(folder, tmp_path / "r")
-    part = next((tmp_path / "r" / "parts" / "norms").glob("encoder+encoder_norm*"))
+    part = next((tmp_path / "r" / "parts" / "norms").glob("token_embedder*"))
     part.write_bytes(part.read_bytes()[:50])
-    with pytest.raises(ResultsError, match=r"encoder_norm\+scale\.0-30\.parquet is damaged"):
+    with pytest.raises(ResultsError, match=r"embedding\.0-30\.parquet is damaged"):
         saturation.load_results(tmp_path / "r")
     part.unlink()
     pd.testing.assert_frame_equal(measured(folder, tmp_path / "r"), table)

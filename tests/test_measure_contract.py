@@ -10,18 +10,21 @@ import numpy as np
 import pytest
 
 from saturation.measures import MEASURES
-from saturation.measures.base import ArrayInfo, WeightMeasure
+from saturation.measures.base import ArrayInfo, Block, WeightMeasure
 from saturation.measures.reduce import (
     accumulation,
     block_statistics,
+    capacity,
     combine,
     enable_x64,
+    statistic_rules,
     two_float_sum,
 )
 
 WEIGHTS = [m for m in MEASURES.values() if isinstance(m, WeightMeasure)]
 measures = pytest.mark.parametrize("measure", WEIGHTS, ids=lambda measure: measure.name)
 SIZES = (1, 7, 8192, 3 * 8192 + 5)
+DTYPES = (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float64))
 
 
 def arrays(size: int, seed: int = 0, step: float = 1e-3) -> tuple[np.ndarray, ...]:
@@ -34,17 +37,22 @@ def arrays(size: int, seed: int = 0, step: float = 1e-3) -> tuple[np.ndarray, ..
 
 
 def by_numpy(measure: WeightMeasure, *values: np.ndarray) -> dict[str, float]:
-    """The statistics by NumPy in float64, whole arrays at once."""
-    terms = measure.terms(*(value.astype(np.float64) for value in values))
+    """The statistics of the terms by NumPy in float64, whole arrays at once."""
+    terms = measure.terms(Block(*(v.astype(np.float64) for v in values), stored=values[0]))
     reduce = {"sum": np.sum, "max": np.max, "min": np.min}
-    return {name: float(reduce[rule](terms[name])) for name, rule in measure.statistics.items()}
+    return {n: float(reduce[rule](terms[n])) for n, rule in statistic_rules([measure]).items()}
 
 
 def by_device(measure: WeightMeasure, platform: str, *values: np.ndarray) -> dict[str, float]:
     kernel = block_statistics((measure,), platform)
+    count = values[0].size
+    buffers = [np.full(capacity(count), np.nan, value.dtype) for value in values]
+    for buffer, value in zip(buffers, values, strict=True):
+        buffer[:count] = value  # what lies behind it must not count
     with enable_x64(accumulation(platform) == "float64"):
-        partial = jax.device_get(kernel(*map(jax.numpy.asarray, values)))[measure.name]
-    return {name: combine(rule, partial[name]) for name, rule in measure.statistics.items()}
+        found = jax.device_get(kernel(np.int32(count), *map(jax.numpy.asarray, buffers)))
+    rules = statistic_rules([measure])
+    return {n: combine(rule, parts) for (n, rule), parts in zip(rules.items(), found, strict=True)}
 
 
 @measures
@@ -57,7 +65,7 @@ def test_the_fused_pass_agrees_with_numpy_on_every_platform(
     values = arrays(size)
     scale = max(map(abs, by_numpy(measure, *map(np.abs, values)).values()))
     found, expected = by_device(measure, platform, *values), by_numpy(measure, *values)
-    assert set(found) == set(measure.statistics)
+    assert set(found) == set(measure.statistics) - set(measure.carried)
     for name, wanted in expected.items():
         np.testing.assert_allclose(found[name], wanted, rtol, atol=rtol * scale, err_msg=name)
 
@@ -69,40 +77,81 @@ def test_parts_add_up_to_the_whole(measure: WeightMeasure) -> None:
         by_numpy(measure, *(v[cut] for v in values)) for cut in (slice(300), slice(300, None))
     ]
     whole = by_numpy(measure, *values)
-    for name, rule in measure.statistics.items():
+    for name, rule in statistic_rules([measure]).items():
         np.testing.assert_allclose(combine(rule, [h[name] for h in halves]), whole[name], 1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@measures
+def test_every_stored_dtype_is_summed_at_its_own_values(
+    measure: WeightMeasure, dtype: np.dtype
+) -> None:
+    values = [value.astype(dtype) for value in arrays(5000)]
+    found, expected = by_device(measure, "cpu", *values), by_numpy(measure, *values)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(found[name], wanted, 1e-12, 1e-12, err_msg=name)
+
+
+def test_statistics_of_one_name_are_one_statistic() -> None:
+    """What several measures call alike is computed once, for all of them."""
+    values = arrays(100)
+    found: dict[str, float] = {}
+    for measure in WEIGHTS:
+        for name, value in by_numpy(measure, *values).items():
+            assert found.setdefault(name, value) == value, (measure.name, name)
+
+
+@measures
+def test_what_is_carried_is_carried_from_a_sum_of_its_own(measure: WeightMeasure) -> None:
+    for name, (source, step) in measure.carried.items():
+        assert name in measure.statistics
+        assert source in statistic_rules([measure])
+        assert measure.compares_steps if step == "previous" else measure.against_first
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_what_is_not_finite_is_counted(platform: str) -> None:
+    x = np.ones(20_000, np.float32)
+    x[[0, 3, 9000, 19_999]] = [np.nan, np.inf, -np.inf, np.nan]
+    found = by_device(MEASURES["norms"], platform, x, x, x)
+    assert found["nonfinite"] == 4
+    assert not np.isfinite(found["sum_squares"])
+    assert not np.isfinite(found["max_abs"])
 
 
 @measures
 def test_a_second_block_does_not_recompile(measure: WeightMeasure) -> None:
     traces = []
 
-    def counted(*values: jax.Array) -> dict[str, jax.Array]:
+    def counted(block: Block) -> dict[str, jax.Array]:
         traces.append(1)
-        return measure.terms(*values)
+        return measure.terms(block)
 
     watched = dataclasses.replace(measure, terms=counted)
     by_device(watched, "cpu", *arrays(20_000, seed=1))
     compiled = len(traces)
-    by_device(watched, "cpu", *arrays(20_000, seed=2))
+    by_device(watched, "cpu", *arrays(30_000, seed=2))
     assert compiled > 0
     assert len(traces) == compiled
 
 
 @measures
 def test_shapes_alone_are_enough(measure: WeightMeasure) -> None:
-    shape = jax.ShapeDtypeStruct((9000,), ml_dtypes.bfloat16)
+    shape = jax.ShapeDtypeStruct((capacity(9000),), ml_dtypes.bfloat16)
     with enable_x64(True):
-        found = jax.eval_shape(block_statistics((measure,), "cpu"), shape, shape, shape)
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(found)} == {"float64"}
+        kernel = block_statistics((measure,), "cpu")
+        found = jax.eval_shape(kernel, np.int32(9000), shape, shape, shape)
+    assert (found.shape, found.dtype) == ((len(statistic_rules([measure])), 1), np.float64)
 
 
 @measures
 def test_metrics_do_not_change_their_inputs_and_cover_every_step(measure: WeightMeasure) -> None:
     statistics = {
         name: np.array([[by_numpy(measure, *arrays(64, seed))[name] for seed in range(4)]] * 2)
-        for name in measure.statistics
+        for name in statistic_rules([measure])
     }
+    for name, (source, _) in measure.carried.items():
+        statistics[name] = statistics[source]
     kept = {name: values.copy() for name, values in statistics.items()}
     column = np.array([[64.0], [64.0]])
     metrics = measure.metrics(statistics, ArrayInfo(column, np.full((2, 1), 2.0), column / 8))
@@ -129,8 +178,10 @@ def test_one_minus_cosine_holds_on_a_device_without_float64(step: float) -> None
     direction = MEASURES["direction"]
     values = arrays(50_000, step=step)
     info = ArrayInfo(*(np.ones((1, 1)),) * 3)
+    squares = float(np.sum(values[1].astype(np.float64) ** 2))
     distances = []
     for found in (by_device(direction, "tpu", *values), by_numpy(direction, *values)):
+        found |= {"previous_squares": squares, "first_squares": squares}
         columns = {name: np.array([[value]]) for name, value in found.items()}
         distances.append(direction.metrics(columns, info)["cosine_distance"][0])
     np.testing.assert_allclose(distances[0], distances[1], rtol=1e-4)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,22 @@ class ArrayInfo:
     fan_in: np.ndarray
 
 
+class Block(NamedTuple):
+    """A stretch of one array at three steps, in the accumulation's dtype: NumPy or traced JAX.
+
+    Attributes:
+      now: its values at the step that is measured.
+      previous: at the previous selected checkpoint.
+      first: at the first selected checkpoint.
+      stored: `now` in the dtype it is stored in, for what needs no wider arithmetic.
+    """
+
+    now: Any
+    previous: Any
+    first: Any
+    stored: Any
+
+
 @dataclass(frozen=True, eq=False)  # hashed by identity: it keys the cache of compiled passes
 class WeightMeasure:
     """A measure of weights: streamed array by array, its statistics add up over blocks and arrays.
@@ -38,12 +54,14 @@ class WeightMeasure:
       name: what the command line calls it.
       definition: one line, the formula.
       source: the paper, or "ours".
-      statistics: {statistic: how two parts of it combine}.
-      terms: (x, previous, first) -> {statistic: elementwise terms}, arrays of one shape in the
-        accumulation's dtype; the driver reduces them by the statistic's rule. `previous` and
-        `first` are the same array at the previous and the first selected checkpoint.
+      statistics: {statistic: how two parts of it combine}. A name that several measures use is one
+        statistic, computed once.
+      terms: Block -> {statistic: elementwise terms}, of all statistics that are not carried; the
+        driver reduces them by the statistic's rule. Truth values are counted.
       metrics: (statistics, arrays) -> {metric: float64 (steps,)}, over the arrays of one scope; a
         metric that has no meaning there is left out.
+      carried: {statistic: (another one, "previous" or "first")}: what is another statistic's value
+        at the previous or the first selected checkpoint, so that nothing is summed twice.
       compares_steps: whether it needs the previous checkpoint, so that the first has no value.
       against_first: the metrics that compare with the first checkpoint instead of the previous one.
       rates: the metrics that are also given as `<metric>_per_step`, divided by t′ − t.
@@ -53,8 +71,9 @@ class WeightMeasure:
     definition: str
     source: str
     statistics: Mapping[str, Rule]
-    terms: Callable[[Any, Any, Any], dict[str, Any]]
+    terms: Callable[[Block], dict[str, Any]]
     metrics: Callable[[Statistics, ArrayInfo], dict[str, np.ndarray]]
+    carried: Mapping[str, tuple[str, Literal["previous", "first"]]] = field(default_factory=dict)
     compares_steps: bool = False
     against_first: tuple[str, ...] = ()
     rates: tuple[str, ...] = ()

@@ -10,19 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from saturation.measures.base import ArrayInfo, Statistics, WeightMeasure
+from saturation.measures.base import ArrayInfo, Block, Statistics, WeightMeasure
 
 
-def terms(x: Any, previous: Any, first: Any) -> dict[str, Any]:
-    """Return the terms of ‖θ_t‖², ‖δ‖², ⟨θ_t, δ⟩ for t the previous and the first checkpoint."""
-    delta, since_first = x - previous, x - first
+def terms(block: Block) -> dict[str, Any]:
+    """Return the terms of ‖θ_t′‖², ‖δ‖², ⟨θ_t, δ⟩ and ⟨θ_first, θ_t′⟩."""
+    delta = block.now - block.previous
     return {
-        "previous_squares": previous * previous,
+        "sum_squares": block.now * block.now,
         "delta_squares": delta * delta,
-        "previous_delta": previous * delta,
-        "first_squares": first * first,
-        "since_first_squares": since_first * since_first,
-        "first_since_first": first * since_first,
+        "previous_delta": block.previous * delta,
+        "first_now": block.first * block.now,
     }
 
 
@@ -51,13 +49,12 @@ def metrics(statistics: Statistics, arrays: ArrayInfo) -> dict[str, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = one_minus_cosine(squares, delta_squares, dot)
         projected = dot**2 / squares
-        to_first = one_minus_cosine(
-            sums["first_squares"], sums["since_first_squares"], sums["first_since_first"]
-        )
         return {
             "cosine": 1 - distance,
             "cosine_distance": distance,
-            "cosine_to_first": 1 - to_first,
+            "cosine_to_first": sums["first_now"]
+            / np.sqrt(sums["first_squares"])
+            / np.sqrt(sums["sum_squares"]),
             "step_norm": np.sqrt(delta_squares),
             "alignment": dot / np.sqrt(delta_squares * squares),
             "relative_step": np.sqrt(delta_squares / squares),
@@ -79,15 +76,19 @@ DIRECTION = WeightMeasure(
     source="Merrill et al. 2021 (arXiv 2010.09697), §3, corrected; norm budget ours",
     statistics=dict.fromkeys(
         (
-            "previous_squares",
+            "sum_squares",
             "delta_squares",
             "previous_delta",
+            "first_now",
+            "previous_squares",
             "first_squares",
-            "since_first_squares",
-            "first_since_first",
         ),
         "sum",
     ),
+    carried={
+        "previous_squares": ("sum_squares", "previous"),
+        "first_squares": ("sum_squares", "first"),
+    },
     terms=terms,
     metrics=metrics,
     compares_steps=True,

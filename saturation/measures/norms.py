@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from saturation.measures.base import ArrayInfo, Statistics, WeightMeasure
+from saturation.measures.base import ArrayInfo, Block, Statistics, WeightMeasure
 
 
-def terms(x: Any, previous: Any, first: Any) -> dict[str, Any]:
+def terms(block: Block) -> dict[str, Any]:
     """Return the elementwise terms of Σθ², max|θ| and the count of NaN and ±∞."""
-    finite = abs(x) < float("inf")  # False for NaN too
-    return {"sum_squares": x * x, "max_abs": abs(x), "nonfinite": (~finite).astype(x.dtype)}
+    size = abs(block.stored)
+    finite = size < np.asarray(np.inf, size.dtype)  # False for NaN too
+    return {"sum_squares": block.now * block.now, "max_abs": size, "nonfinite": ~finite}
 
 
 def metrics(statistics: Statistics, arrays: ArrayInfo) -> dict[str, np.ndarray]:

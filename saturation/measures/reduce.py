@@ -2,31 +2,37 @@
 
 On the CPU and on GPUs terms and sums are float64. Where a device has no float64 (TPUs) terms are
 float32 and sums are compensated two-float sums (Knuth's TwoSum in a tree), whose error does not
-grow with the number of elements. Each statistic comes back as a short vector; combined by its rule
-in float64 on the host it is the value.
+grow with the number of elements. Each statistic comes back as one number or two; combined by its
+rule in float64 on the host they are the value.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from numpy.typing import ArrayLike
 
-from saturation.measures.base import COMBINE, Rule, WeightMeasure
+from saturation.measures.base import COMBINE, Block, Rule, WeightMeasure
 
-# Wide enough to vectorise, narrow enough that all accumulators stay in the first-level cache.
-_LANES = 8192
-
-Partial = dict[str, dict[str, jax.Array]]  # {measure: {statistic: (k,)}}
+# XLA:CPU makes one vectorised loop of each statistic over a row, and no vectorised loop at all of
+# a fused reduction. A row is short enough for its operands to stay in the first-level cache from
+# one statistic to the next; several rows between a load and a store of the accumulators halve
+# their traffic. Measured by benchmarks/streaming.py.
+_ROW = 2048
+_ROWS_AT_ONCE = 4
+_STRIDE = _ROW * _ROWS_AT_ONCE
 
 # Before JAX 0.8 it had only its experimental name.
 _home = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
 enable_x64 = _home.enable_x64
+
+Terms = dict[str, jax.Array]
 
 
 def accumulation(platform: str) -> str:
@@ -34,27 +40,51 @@ def accumulation(platform: str) -> str:
     return "two-float" if platform == "tpu" else "float64"
 
 
+def statistic_rules(measures: Sequence[WeightMeasure]) -> dict[str, Rule]:
+    """Return {statistic: rule} of what the terms of these measures give, each name once.
+
+    Measures that give a statistic of one name give the same one, which is computed once.
+    """
+    return {
+        name: rule
+        for measure in measures
+        for name, rule in measure.statistics.items()
+        if name not in measure.carried
+    }
+
+
+def capacity(count: int) -> int:
+    """Return the length of a buffer for `count` elements: one of few, so that few are compiled for.
+
+    2^13, 2^20 and the powers of two from there on; all are multiples of what a pass takes at once.
+    """
+    least = _STRIDE if count <= _STRIDE else 2**20
+    return max(least, 1 << max(count - 1, 0).bit_length())
+
+
 @lru_cache
 def block_statistics(
     measures: tuple[WeightMeasure, ...], platform: str
-) -> Callable[[jax.Array, jax.Array, jax.Array], Partial]:
-    """Return the jitted pass over one block for these measures, compiled once per shape and dtype.
+) -> Callable[..., jax.Array]:
+    """Return the jitted pass over one block for these measures, compiled once per size and dtype.
 
     Args:
       measures: what to compute; their terms are fused.
       platform: the device's ("cpu", "gpu", "tpu").
 
     Returns:
-      (x, previous, first), each the same flat block (n,) at one step, any float dtype ->
-      {measure: {statistic: (k,)}}, to be combined by `combine` on the host.
+      (count, now, previous, first) -> (statistics, parts), in the order of `statistic_rules`, to be
+      combined by `combine` on the host. The arrays are flat buffers of one `capacity`, any float
+      dtype, of which the first `count` elements are the block at three steps.
     """
 
-    def statistics(x: jax.Array, previous: jax.Array, first: jax.Array) -> Partial:
-        if accumulation(platform) == "two-float":
-            return _two_float(measures, x, previous, first)
+    def statistics(
+        count: jax.Array, now: jax.Array, previous: jax.Array, first: jax.Array
+    ) -> jax.Array:
+        one_pass = _Pass(measures, "float32" if platform == "tpu" else "float64", count)
         if platform == "cpu":
-            return _in_lanes(measures, x, previous, first)
-        return _at_once(measures, x, previous, first)
+            return one_pass.by_rows(now, previous, first)
+        return one_pass.at_once(now, previous, first)
 
     return jax.jit(statistics)
 
@@ -64,68 +94,81 @@ def combine(rule: Rule, parts: ArrayLike) -> float:
     return float(COMBINE[rule].reduce(np.asarray(parts, np.float64).reshape(-1)))
 
 
-def _terms(
-    measures: tuple[WeightMeasure, ...], arrays: Sequence[jax.Array], dtype: str
-) -> dict[str, dict[str, jax.Array]]:
-    values = [array.astype(dtype) for array in arrays]
-    return {measure.name: measure.terms(*values) for measure in measures}
-
-
-def _map(measures: tuple[WeightMeasure, ...], function: Callable, *trees: Partial) -> Partial:
-    """Apply `function(rule, leaf, …)` to each statistic."""
-    return {
-        measure.name: {
-            name: function(rule, *(tree[measure.name][name] for tree in trees))
-            for name, rule in measure.statistics.items()
-        }
-        for measure in measures
-    }
-
-
 _REDUCE = {"sum": jnp.sum, "max": jnp.max, "min": jnp.min}
 _MERGE = {"sum": jnp.add, "max": jnp.maximum, "min": jnp.minimum}
-NEUTRAL = {"sum": 0.0, "max": -np.inf, "min": np.inf}
+NEUTRAL: Mapping[Rule, float] = {"sum": 0.0, "max": -np.inf, "min": np.inf}
 
 
-def _at_once(measures: tuple[WeightMeasure, ...], *arrays: jax.Array) -> Partial:
-    terms = _terms(measures, arrays, "float64")
-    return _map(measures, lambda rule, leaf: _REDUCE[rule](leaf)[None], terms)
+class _Pass:
+    """The statistics of the first `count` elements of some buffers."""
+
+    def __init__(self, measures: Sequence[WeightMeasure], dtype: str, count: jax.Array) -> None:
+        self.measures, self.dtype, self.count = measures, dtype, count
+        self.rules = statistic_rules(measures)
+
+    def at_once(self, *buffers: jax.Array) -> jax.Array:
+        """All elements in one reduction."""
+        keep = jnp.arange(buffers[0].size, dtype=jnp.int32) < self.count
+        terms = self._masked(self._terms(*buffers), keep)
+        if self.dtype == "float64":
+            return self._stack({n: _REDUCE[rule](terms[n]) for n, rule in self.rules.items()})
+        return jnp.stack([_two_float(rule, terms[n]) for n, rule in self.rules.items()])
+
+    def by_rows(self, *buffers: jax.Array) -> jax.Array:
+        """Row by row into as many accumulators as a row is long."""
+
+        def several_rows(turn: jax.Array, rows: Terms) -> Terms:
+            for number in range(_ROWS_AT_ONCE):
+                rows = self._merged(rows, self._row(buffers, turn * _STRIDE + number * _ROW))
+            return rows
+
+        whole = self.count // _STRIDE
+        rows = lax.fori_loop(0, whole, several_rows, self._neutral(buffers))
+        for number in range(_ROWS_AT_ONCE):
+            start = whole * _STRIDE + number * _ROW
+            keep = start + jnp.arange(_ROW, dtype=jnp.int32) < self.count
+            rows = self._merged(rows, self._masked(self._row(buffers, start), keep))
+        return self._stack({n: _REDUCE[rule](rows[n]) for n, rule in self.rules.items()})
+
+    def _row(self, buffers: Sequence[jax.Array], start: jax.Array) -> Terms:
+        return self._terms(*(lax.dynamic_slice(b, (start,), (_ROW,)) for b in buffers))
+
+    def _terms(self, *values: jax.Array) -> Terms:
+        stored = values[0]
+        if stored.dtype.itemsize == 1:  # nothing is computed in 8 bits
+            stored = stored.astype(jnp.float32)
+        block = Block(*(value.astype(self.dtype) for value in values), stored=stored)
+        terms = {name: t for measure in self.measures for name, t in measure.terms(block).items()}
+        # Truth values are counted.
+        return {n: t.astype(jnp.int32) if t.dtype == bool else t for n, t in terms.items()}
+
+    def _neutral(self, buffers: Sequence[jax.Array]) -> Terms:
+        rows = (jax.ShapeDtypeStruct((_ROW,), buffer.dtype) for buffer in buffers)
+        shapes = jax.eval_shape(self._terms, *rows)
+        return {n: self._fill(self.rules[n], s.dtype, (_ROW,)) for n, s in shapes.items()}
+
+    def _masked(self, terms: Terms, keep: jax.Array) -> Terms:
+        return {n: jnp.where(keep, t, self._fill(self.rules[n], t.dtype)) for n, t in terms.items()}
+
+    def _merged(self, a: Terms, b: Terms) -> Terms:
+        return {n: _MERGE[rule](a[n], b[n]) for n, rule in self.rules.items()}
+
+    def _fill(self, rule: Rule, dtype: np.dtype, shape: tuple[int, ...] = ()) -> jax.Array:
+        return jnp.full(shape, NEUTRAL[rule], dtype)
+
+    def _stack(self, totals: Terms) -> jax.Array:
+        return jnp.stack([totals[name].astype(self.dtype) for name in self.rules])[:, None]
 
 
-def _in_lanes(measures: tuple[WeightMeasure, ...], *arrays: jax.Array) -> Partial:
-    """Accumulate row by row in float64 lanes: XLA:CPU does not vectorise fused reductions."""
-    rows = arrays[0].size // _LANES
-    split = rows * _LANES
-    if not rows:
-        return _at_once(measures, *arrays)
-
-    def step(lanes: Partial, row: tuple[jax.Array, ...]) -> tuple[Partial, None]:
-        terms = _terms(measures, row, "float64")
-        return _map(measures, lambda rule, a, b: _MERGE[rule](a, b), lanes, terms), None
-
-    start = {
-        measure.name: {
-            name: jnp.full(_LANES, NEUTRAL[rule], jnp.float64)
-            for name, rule in measure.statistics.items()
-        }
-        for measure in measures
-    }
-    body = tuple(array[:split].reshape(rows, _LANES) for array in arrays)
-    lanes, _ = jax.lax.scan(step, start, body)
-    total = _map(measures, lambda rule, leaf: _REDUCE[rule](leaf)[None], lanes)
-    if split == arrays[0].size:
-        return total
-    tail = _at_once(measures, *(array[split:] for array in arrays))
-    return _map(measures, lambda _, a, b: jnp.concatenate([a, b]), total, tail)
-
-
-def _two_float(measures: tuple[WeightMeasure, ...], *arrays: jax.Array) -> Partial:
-    terms = _terms(measures, arrays, "float32")
-
-    def reduce(rule: Rule, leaf: jax.Array) -> jax.Array:
-        return two_float_sum(leaf) if rule == "sum" else _REDUCE[rule](leaf)[None]
-
-    return _map(measures, reduce, terms)
+def _two_float(rule: Rule, terms: jax.Array) -> jax.Array:
+    """One statistic as two float32."""
+    if rule == "sum" and jnp.issubdtype(terms.dtype, jnp.floating):
+        return two_float_sum(terms)
+    total = _REDUCE[rule](terms)
+    if rule == "sum":  # a count: an integer that float32 may have no room for
+        high = total.astype(jnp.float32)
+        return jnp.stack([high, (total - high.astype(jnp.int32)).astype(jnp.float32)])
+    return jnp.stack([total, total]).astype(jnp.float32)
 
 
 def two_float_sum(terms: jax.Array) -> jax.Array:
