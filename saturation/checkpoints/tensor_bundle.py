@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import itertools
 import struct
+import threading
 from collections.abc import Iterator
 
+import google_crc32c
 import numpy as np
 
 from saturation.checkpoints.base import DTYPES, Box, DiskArray, FileArray, box_shape
-from saturation.checkpoints.crc32c import crc32c, unmasked
 from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
 
 _FOOTER = 48
+_MASK_DELTA = 0xA282EAD8
 _MAGIC = 0xDB4775248B80FB57
 _LARGEST_INDEX = 64 * 1024 * 1024
 _MAX_RANK = 32
@@ -49,22 +51,36 @@ class _Damaged(Exception):
 
 
 class BundleArray(DiskArray):
-    """An array in a shard, whose checksum is verified whenever all of it is read."""
+    """An array in a shard, whose checksum is verified when all of it is read from front to back."""
 
     def __init__(self, where: str, stored: FileArray, checksum: int):
         self.shape, self.dtype = stored.shape, stored.dtype
         self._where, self._stored, self._checksum = where, stored, checksum
+        self._lock = threading.Lock()
+        self._rows_so_far = self._checksum_so_far = 0
 
     def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:  # noqa: D102
         values = self._stored.read(box, out)
-        if box_shape(box) == self.shape:
-            found = crc32c(values.reshape(-1).view(np.uint8).data)
-            if found != self._checksum:
-                raise CheckpointFormatError(
-                    f"{self._where} is damaged: its bytes have the checksum {found:#010x} and "
-                    f"{self._checksum:#010x} was written. Copy the file again."
-                )
+        if box_shape(box)[1:] == self.shape[1:]:
+            rows = box[0] if box else slice(0, 1)
+            self._verify(rows.start, rows.stop, values.reshape(-1).view(np.uint8))
         return values
+
+    def _verify(self, start: int, stop: int, data: np.ndarray) -> None:
+        """Take in rows that follow those before; after the last ones, raise if they are damaged."""
+        with self._lock:
+            if start == 0:
+                self._rows_so_far = self._checksum_so_far = 0
+            if start != self._rows_so_far:
+                return
+            self._checksum_so_far = google_crc32c.extend(self._checksum_so_far, data)
+            self._rows_so_far = stop
+            found, whole = self._checksum_so_far, stop == (self.shape[0] if self.shape else 1)
+        if whole and found != self._checksum:
+            raise CheckpointFormatError(
+                f"{self._where} is damaged: its bytes have the checksum {found:#010x} and "
+                f"{self._checksum:#010x} was written. Copy the file again."
+            )
 
 
 def is_index(folder: Folder, name: str) -> bool:
@@ -117,8 +133,17 @@ def _arrays(
         stored = FileArray(folder, shard, _number(entry.get(4)), shape, DTYPES[dtype])
         if stored.nbytes != _number(entry.get(5)):
             raise _Damaged(f"{name!r} of shape {shape} has {_number(entry.get(5))} bytes")
-        checksum = unmasked(_number(entry.get(6)))
+        checksum = _unmasked(_number(entry.get(6)))
         yield name, BundleArray(f"{folder.where(shard)}: the array {name!r}", stored, checksum)
+
+
+def _unmasked(stored: int) -> int:
+    """Return the checksum that was stored masked, as TensorFlow and LevelDB do.
+
+    A checksum of data that holds its own checksum would be a constant.
+    """
+    rotated = (stored - _MASK_DELTA) & 0xFFFFFFFF
+    return (rotated >> 17) | (rotated << 15) & 0xFFFFFFFF
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -144,7 +169,9 @@ def _block(data: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
         raise _Damaged(f"a block is said to lie at {start} to {end} of {len(data)} bytes")
     if data[end] != 0:
         raise _Damaged("it is compressed, which TensorFlow never does")
-    if crc32c(data[start : end + 1]) != unmasked(struct.unpack_from("<I", data, end + 1)[0]):
+    if google_crc32c.value(data[start : end + 1]) != _unmasked(
+        struct.unpack_from("<I", data, end + 1)[0]
+    ):
         raise _Damaged(f"the checksum of the block at {start} is wrong")
     at, stop = start, end - 4 - 4 * struct.unpack_from("<I", data, end - 4)[0]
     key = b""
