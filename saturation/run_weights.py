@@ -2,7 +2,7 @@
 
 Each array is read at the first selected step, then at the next, and so on; only the previous step's
 values (and the first's) are kept. So every byte is read once, each pair of neighbours meets in
-memory, and memory is a few blocks of 4 MB a core, whatever the size of the model or the number of
+memory, and memory is a few blocks of 2 MB a core, whatever the size of the model or the number of
 steps.
 """
 
@@ -146,7 +146,7 @@ class WeightStream:
         count = np.int32(np.prod([part.stop - part.start for part in box]))
         dtype = _common_dtype({self.trajectory[step].parameters[name].dtype for step in steps})
         ahead = blocks_ahead(self.trajectory)
-        buffers = self._buffers.take(4 + ahead, capacity(int(count)), dtype)
+        buffers = self._buffers.take(4 + ahead, capacity(int(count), platform), dtype)
         under_way: deque[jax.Array] = deque()
         first = previous = None
         for now in read_through(self.trajectory, name, box, steps, buffers, readers):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Short enough for a block at three steps to stay in the last-level cache, so that memory is read
 # once; long enough for a call to cost little beside it. Measured by benchmarks/streaming.py.
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 2 * 2**20
 # Over a network a block takes many times as long to come as to be computed on, and each is a
 # request: they are larger, and several are under way for each array.
 REMOTE_BLOCK_BYTES = 32 * 2**20

@@ -46,7 +46,7 @@ def by_numpy(measure: WeightMeasure, *values: np.ndarray) -> dict[str, float]:
 def by_device(measure: WeightMeasure, platform: str, *values: np.ndarray) -> dict[str, float]:
     kernel = block_statistics((measure,), platform)
     count = values[0].size
-    buffers = [np.full(capacity(count), np.nan, value.dtype) for value in values]
+    buffers = [np.full(capacity(count, platform), np.nan, value.dtype) for value in values]
     for buffer, value in zip(buffers, values, strict=True):
         buffer[:count] = value  # what lies behind it must not count
     with enable_x64(accumulation(platform) == "float64"):
@@ -137,7 +137,7 @@ def test_a_second_block_does_not_recompile(measure: WeightMeasure) -> None:
 
 @measures
 def test_shapes_alone_are_enough(measure: WeightMeasure) -> None:
-    shape = jax.ShapeDtypeStruct((capacity(9000),), ml_dtypes.bfloat16)
+    shape = jax.ShapeDtypeStruct((capacity(9000, "cpu"),), ml_dtypes.bfloat16)
     with enable_x64(True):
         kernel = block_statistics((measure,), "cpu")
         found = jax.eval_shape(kernel, np.int32(9000), shape, shape, shape)

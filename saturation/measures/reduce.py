@@ -53,12 +53,14 @@ def statistic_rules(measures: Sequence[WeightMeasure]) -> dict[str, Rule]:
     }
 
 
-def capacity(count: int) -> int:
+def capacity(count: int, platform: str) -> int:
     """Return the length of a buffer for `count` elements: one of few, so that few are compiled for.
 
-    2^13, 2^20 and the powers of two from there on; all are multiples of what a pass takes at once.
+    2^20 and the powers of two from there on, and 2^13 where a buffer is sent to a device: the CPU
+    uses it where it lies, and does not touch what is behind the elements. All are multiples of
+    what a pass takes at once.
     """
-    least = _STRIDE if count <= _STRIDE else 2**20
+    least = _STRIDE if count <= _STRIDE and platform != "cpu" else 2**20
     return max(least, 1 << max(count - 1, 0).bit_length())
 
 
@@ -122,12 +124,15 @@ class _Pass:
                 rows = self._merged(rows, self._row(buffers, turn * _STRIDE + number * _ROW))
             return rows
 
-        whole = self.count // _STRIDE
-        rows = lax.fori_loop(0, whole, several_rows, self._neutral(buffers))
-        for number in range(_ROWS_AT_ONCE):
-            start = whole * _STRIDE + number * _ROW
+        def last_row(turn: jax.Array, rows: Terms) -> Terms:
+            start = whole * _STRIDE + turn * _ROW
             keep = start + jnp.arange(_ROW, dtype=jnp.int32) < self.count
-            rows = self._merged(rows, self._masked(self._row(buffers, start), keep))
+            return self._merged(rows, self._masked(self._row(buffers, start), keep))
+
+        whole = self.count // _STRIDE
+        left = -(-(self.count - whole * _STRIDE) // _ROW)
+        rows = lax.fori_loop(0, whole, several_rows, self._neutral(buffers))
+        rows = lax.fori_loop(0, left, last_row, rows)
         return self._stack({n: _REDUCE[rule](rows[n]) for n, rule in self.rules.items()})
 
     def _row(self, buffers: Sequence[jax.Array], start: jax.Array) -> Terms:
