@@ -32,7 +32,12 @@ def free_port() -> int:
 def environment(devices: int, **more: str) -> dict[str, str]:
     """The environment of a process of its own with so many simulated devices."""
     flags = f"--xla_force_host_platform_device_count={devices}"
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    # Not of a job that the tests themselves may run in.
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF" or not name.startswith("SLURM_")
+    }
     return {**kept, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", **more}
 
 

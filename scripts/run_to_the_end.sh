@@ -1,0 +1,15 @@
+# Sourced by the other scripts. run_to_the_end COMMAND … passes SIGTERM on to the command, waits until it has
+# finished what it does then, and returns its status: 75 says that the same command goes on where it was.
+run_to_the_end() {
+  local child status signalled
+  "$@" &
+  child=$!
+  trap 'signalled=yes; kill -TERM "$child" 2>/dev/null || true' TERM
+  while true; do
+    signalled= status=0
+    wait "$child" || status=$?
+    [ -n "$signalled" ] || break # else it was the signal that ended the wait, not the command
+  done
+  trap - TERM
+  return "$status"
+}

@@ -1,0 +1,149 @@
+"""The runs on public trajectories: what they call wherever they are started, and that they work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from made_trajectory import write_trajectory
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+GROWTH, SATURATION = SCRIPTS / "t5_norm_growth.sh", SCRIPTS / "t5_saturation.sh"
+
+# Stands for the command: notes its arguments; told to stop, it finishes what it is at and exits 75.
+STAND_IN = """#!{python}
+import os, signal, sys, time
+from pathlib import Path
+here = Path(__file__).parent
+with open(here / "calls", "a") as calls:
+    print(*sys.argv[1:], file=calls)
+if sys.argv[1] == "report":
+    figures = Path(sys.argv[sys.argv.index("--figures") + 1])
+    figures.mkdir(parents=True)
+    (figures / "summary.txt").write_text("how it grew")
+if (here / "slow").exists():
+    signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), sys.exit(75)))
+    (here / "ready").touch()
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    command = tmp_path / "bin" / "saturation"
+    command.parent.mkdir()
+    command.write_text(STAND_IN.format(python=sys.executable))
+    command.chmod(0o755)
+    return command
+
+
+def environment(command: Path, **more: str) -> dict[str, str]:
+    """Where the command is found first, outside of any batch job but that which `more` makes."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    return {**kept, "PATH": f"{command.parent}:{kept['PATH']}", **more}
+
+
+def run(script: Path, *arguments: object, command: Path, cwd: Path, **more: str):
+    return subprocess.run(
+        ["bash", script, *map(str, arguments)],
+        env=environment(command, **more),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def calls(command: Path) -> list[str]:
+    return (command.parent / "calls").read_text().splitlines()
+
+
+def test_alone_it_measures_and_reports(stand_in: Path, tmp_path: Path) -> None:
+    done = run(GROWTH, "pile-t5-base", "o ut", "--steps", "0:9", command=stand_in, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert calls(stand_in) == [
+        "measure pile-t5-base --measures norms,direction --out o ut/run --steps 0:9",
+        "report o ut/run --figures o ut/figures --out o ut/report.html",
+    ]
+    assert done.stdout == "how it grew"
+
+
+def test_figures_of_a_run_in_a_bucket_come_here(stand_in: Path, tmp_path: Path) -> None:
+    done = run(SATURATION, "--report", "gs://bucket/mine/", command=stand_in, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = (
+        "report gs://bucket/mine/run --figures reports/mine/figures --out reports/mine/report.html"
+    )
+    assert calls(stand_in) == [expected]
+
+
+ARRAY = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_COUNT": "3"}
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "share"),
+    [
+        (ARRAY | {"SLURM_ARRAY_TASK_STEP": "2"}, "--shard 2/3"),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "--distributed"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "--distributed"),
+        (ARRAY | {"SLURM_ARRAY_TASK_STEP": "2", "SLURM_STEP_NUM_TASKS": "1"}, "--shard 2/3"),
+    ],
+)
+def test_a_task_takes_its_share_and_leaves_the_report(stand_in, tmp_path, surroundings, share):
+    done = run(SATURATION, "t", "o", "--fast", command=stand_in, cwd=tmp_path, **surroundings)
+    assert done.returncode == 0, done.stderr
+    assert calls(stand_in) == [f"measure t --measures saturation,heads --out o/run {share} --fast"]
+
+
+@pytest.mark.parametrize("surroundings", [{}, ARRAY], ids=["alone", "task"])
+def test_sigterm_reaches_the_measurement_and_its_75_the_caller(stand_in, tmp_path, surroundings):
+    (stand_in.parent / "slow").touch()
+    script = subprocess.Popen(
+        ["bash", GROWTH, "t", "o"], env=environment(stand_in, **surroundings), cwd=tmp_path
+    )
+    while not (stand_in.parent / "ready").exists():
+        assert script.poll() is None
+        time.sleep(0.01)
+    script.send_signal(signal.SIGTERM)
+    assert script.wait(10) == 75
+    assert len(calls(stand_in)) == 1, "nothing is reported of what was stopped"
+
+
+@pytest.mark.parametrize("script", [GROWTH, SATURATION], ids=lambda script: script.name)
+def test_wrong_usage_says_the_right_one(script: Path, stand_in: Path, tmp_path: Path) -> None:
+    done = run(script, "t", command=stand_in, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"bash scripts/{script.name} TRAJECTORY OUT [OPTION …]" in done.stderr
+    assert done.stderr.rstrip().endswith("(docs/clusters.md).")
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.rglob("*.s[bh]*")), ids=lambda path: path.name)
+def test_every_script_parses(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+COMMAND = Path(sys.executable).with_name("saturation")
+
+
+def test_norm_growth_for_real(tmp_path: Path) -> None:
+    write_trajectory(tmp_path / "t", (0, 10, 20, 40, 80))
+    done = run(GROWTH, "t", "o", command=COMMAND, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the Euclidean norm ‖θ‖₂ of all encoder and decoder layers" in done.stdout
+    assert (tmp_path / "o" / "report.html").stat().st_size > 1000
+    assert (tmp_path / "o" / "figures" / "growth.png").exists()
+
+
+@pytest.mark.slow
+def test_saturation_through_training_for_real(tmp_path: Path) -> None:
+    write_trajectory(tmp_path / "t", (0, 10))
+    (tmp_path / "tokens.jsonl").write_text("[3, 1, 4, 1, 5]\n[9, 2, 6]\n")
+    done = run(SATURATION, "t", "o", "--tokens", "tokens.jsonl", command=COMMAND, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "o" / "report.html").stat().st_size > 1000
+    assert "cosine_parameter_limit" in done.stdout
