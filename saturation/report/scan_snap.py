@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
@@ -98,7 +98,9 @@ def _draw_heat(axes: Axes, rows: Sequence[Row], peak: float) -> None:
         values, aspect="auto", origin="lower", vmin=0, vmax=peak, cmap="viridis", rasterized=True
     )
     axes.axhline(shared - 0.5, color="white", linewidth=1)
-    axes.set_yticks([(shared - 1) / 2, (shared + len(values) - 1) / 2], ["common", "distinct"])
+    middles = [(shared - 1) / 2, (shared + len(values) - 1) / 2]
+    axes.set_yticks(middles, ["common", "distinct,\nfrequent on top"], va="center")
+    axes.tick_params(axis="y", labelsize=9)
     axes.tick_params(axis="y", rotation=90, length=0)
 
 
@@ -116,20 +118,22 @@ def write_figure_3(rows: Sequence[Row], folder: Path) -> list[Path]:
             lower.plot(table["time"], table["residual"], color=BLACK)
             for axes in (upper, lower):
                 axes.axvline(table["snap_time"][0], color=VERMILION, linestyle=":")
+            lower.text(table["snap_time"][0], 0.9, "  t₀", color=VERMILION)
             upper.set_title(f"{ETA_Y} = {rate:g}", color=GREY)
             lower.set_xlabel("time of gradient flow")
         grid[0, 0].set_ylabel("χ, growth of the winner")
         grid[1, 0].set_ylabel("1 − p(next token)")
-        grid[0, 0].set_ylim(0.8, 8 * max(row["chi_upper"] for row in rows))  # room for the legend
-        grid[0, 0].legend(loc="upper left")
-        title(
-            figure,
-            "Scan, then snap: attention moves up to about t₀ (dotted), and ever more slowly after",
+        grid[0, 0].set_ylim(0.8, 12 * max(row["chi_upper"] for row in rows))  # room for the legend
+        of = rows[0]
+        sizes = f"K = {of['classes']}, M = {of['size']}, {ETA_Z} = {of['eta_z']:g}"
+        grid[0, 0].legend(
+            loc="upper left", title=sizes, frameon=True, framealpha=1, edgecolor="none"
         )
+        title(figure, "Scan, then snap: attention moves up to about t₀, then ever more slowly")
         return save_figure(figure, folder, "figure3")
 
 
-def _draw_growth(axes: Axes, table: Mapping[str, Float[np.ndarray, " rows"]]) -> None:
+def _draw_growth(axes: Axes, table: Mapping[str, Shaped[np.ndarray, " rows"]]) -> None:
     axes.fill_between(
         table["time"],
         table["chi_lower"],

@@ -92,8 +92,8 @@ def figure_3(settings: Sequence[Setting] = FIGURE_3) -> Rows:
     """Growth χ of each class's most frequent distinct token: theory's bounds and gradient flow.
 
     Returns:
-        Rows eta_y, time, snap_time (t₀), chi, chi_lower, chi_upper, budget (B by theory),
-        budget_simulated (∫ż/f²), residual (1 − p of the next token).
+        Rows classes (K), size (M), eta_z, eta_y, snap_time (t₀), time, chi, chi_lower, chi_upper,
+        budget (B by theory), budget_simulated (∫ż/f²), residual (1 − p of the next token).
     """
     rows: Rows = []
     for setting in settings:
@@ -114,6 +114,9 @@ def figure_3(settings: Sequence[Setting] = FIGURE_3) -> Rows:
             "residual": run.residual,
         }
         constant: Row = {
+            "classes": setting.classes,
+            "size": setting.size,
+            "eta_z": setting.rate_z,
             "eta_y": setting.rate_y,
             "snap_time": setting.snap_time,
         }

@@ -1,7 +1,8 @@
-"""The layer on the true distribution: gradient flow without sampling noise, what theory is about.
+"""The layer on the true distribution: gradients without sampling noise, what theory is about.
 
 Sequences are without end, so that the attention of class n is c_n itself, and every class counts
-the same. Time is in units of learning rate: Ẏ = −η_Y ∂loss/∂Y, Ż = −η_Z ∂loss/∂Z, from 0.
+the same. The flow's time is in units of learning rate: Ẏ = −η_Y ∂loss/∂Y, Ż = −η_Z ∂loss/∂Z, from
+0; gradient descent takes steps of 1 in it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from saturation.scan_snap.model import Parameters, log_probabilities, loss
 
 
 class Flow(NamedTuple):
-    """A gradient flow, seen at evenly spaced times, the start among them.
+    """A path of the layer, seen at evenly spaced times, the start among them.
 
     Attributes:
         times: float64, (times,).
@@ -42,18 +43,39 @@ def flow(language: Language, rate_y: float, rate_z: float, end: float, steps: in
         end: time to integrate to.
         steps: of equal length; the error falls with their number squared.
     """
+    return _path(language, (rate_y, rate_z), end, steps, midpoint=True)
+
+
+def descent(language: Language, rate_y: float, rate_z: float, iterations: int) -> Flow:
+    """Take steps of gradient descent from Y = Z = 0, without momentum.
+
+    Args:
+        language: the true distribution.
+        rate_y: η_Y.
+        rate_z: η_Z.
+        iterations: number of steps.
+    """
+    return _path(language, (rate_y, rate_z), iterations, iterations, midpoint=False)
+
+
+def _path(
+    language: Language, rates: tuple[float, float], end: float, steps: int, midpoint: bool
+) -> Flow:
     shape = (language.size, language.size)
     start = Parameters(jnp.zeros(shape), jnp.zeros(shape))
-    rates = jnp.asarray([rate_y, rate_z], jnp.float32)
-    z, residual = _integrate(language, steps, start, rates, jnp.asarray(end / steps, jnp.float32))
+    step = jnp.asarray(end / steps, jnp.float32)
+    z, residual = _integrate(
+        language, steps, midpoint, start, jnp.asarray(rates, jnp.float32), step
+    )
     times = np.linspace(0, end, steps + 1)
     return Flow(times, np.asarray(z, np.float64), np.asarray(residual, np.float64))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _integrate(
     language: Language,
     steps: int,
+    midpoint: bool,
     start: Parameters,
     rates: Float[Array, " 2"],
     step: Float[Array, ""],
@@ -72,7 +94,8 @@ def _integrate(
         return at.z[everything.last[0], everything.tokens[0]], 1 - jnp.mean(right)
 
     def advance(at: Parameters, _: None) -> Any:
-        return moved(at, moved(at, at, step / 2), step), seen(at)
+        along = moved(at, at, step / 2) if midpoint else at
+        return moved(at, along, step), seen(at)
 
     final, history = jax.lax.scan(advance, start, None, length=steps)
     ends = jax.tree.map(lambda array: array[None], seen(final))

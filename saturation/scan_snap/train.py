@@ -126,7 +126,9 @@ def _train_one(
         sequences = draw(key, language, training.batch, training.length)
         gradient = jax.grad(loss)(parameters, sequences)
         direction: Any  # optax's types know no NamedTuple
-        direction, state = optimizer.update(gradient, state)
+        # optax's Adam raises a float to an integer power, which strict promotion forbids.
+        with jax.numpy_dtype_promotion("standard"):
+            direction, state = optimizer.update(gradient, state)
         moved = Parameters(
             y=parameters.y - rate_y * direction.y, z=parameters.z - rate_z * direction.z
         )
