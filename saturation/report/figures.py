@@ -13,6 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 from saturation.report.growth_figure import draw_growth, draw_scopes
 from saturation.report.motion_figures import draw_direction, draw_layers, draw_steps
 from saturation.report.saturation_figures import COSINES, draw_heads, draw_saturation
+from saturation.report.scan_figures import draw_scan, draw_snap
 from saturation.report.series import Fits, RunTable, run_tables
 from saturation.report.style import RC, new_figure, save_figure
 
@@ -152,6 +153,18 @@ PLANS = {
         "positions attended by heads (metrics positions_mean, positions_fraction, entropy)",
         _has("positions_mean", "positions_fraction", "entropy"),
         _stacked(lambda parent, run, fits: draw_heads(parent, run), 7.8),
+        optional=True,
+    ),
+    "scan": Plan(
+        "attention on common and distinct keys (measure scan: metrics such as mass_distinct)",
+        _has("attention_entropy", "mass_distinct", "snapped"),
+        _stacked(lambda parent, run, fits: draw_scan(parent, run), 8.4),
+        optional=True,
+    ),
+    "snap": Plan(
+        "heads through training (measure scan: metric snapped)",
+        _has("snapped"),
+        _stacked(lambda parent, run, fits: draw_snap(parent, run), 4.4),
         optional=True,
     ),
 }

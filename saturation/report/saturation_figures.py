@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import EngFormatter
 
-from saturation.report.series import RunTable, Series
+from saturation.report.series import HEAD_KINDS, RunTable, Series
 from saturation.report.style import (
     BLUE,
     GREEN,
@@ -32,10 +32,9 @@ COSINES = {
     "cosine_scaled": "f(x; cθ)",
 }
 LAYER = r"(encoder|decoder)/(layers_\d+|final)"
-HEADS = {
-    "encoder self-attention": (r"encoder/layers_\d+/attention/head_\d+", BLUE),
-    "decoder self-attention": (r"decoder/layers_\d+/self_attention/head_\d+", VERMILION),
-    "cross-attention": (r"decoder/layers_\d+/encoder_decoder_attention/head_\d+", GREEN),
+HEADS = {  # {kind: (pattern of its heads, colour)}
+    kind: (pattern, colour)
+    for (kind, pattern), colour in zip(HEAD_KINDS.items(), (BLUE, VERMILION, GREEN), strict=True)
 }
 ARGMAX_LIKE = 1.5  # positions: nearer to one key than to two
 MEAN_LIKE = 0.5  # of the allowed keys: nearer to all of them than to none

@@ -25,6 +25,11 @@ SCOPE_MEANING = {
     "embedding": "the token embedding",
     "total": "every parameter",
 }
+HEAD_KINDS = {  # the scopes of heads, by kind of attention
+    "encoder self-attention": r"encoder/layers_\d+/attention/head_\d+",
+    "decoder self-attention": r"decoder/layers_\d+/self_attention/head_\d+",
+    "cross-attention": r"decoder/layers_\d+/encoder_decoder_attention/head_\d+",
+}
 
 Fits = Mapping[str, Mapping[str, Mapping[str, Fit]]]  # {run: {scope: {law: fit}}}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from saturation.growth import BLOCK, MINIMUM_POINTS, Fit, best_law, describe
+from saturation.report.scan_text import GUIDE, scan_table
 from saturation.report.series import (
     SCOPE_MEANING,
     Fits,
@@ -103,7 +104,8 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
     lines = [title, "=" * len(title)]
     if not run.scopes("l2"):
         measured = _say_metrics(run) or "nothing"
-        return "\n".join([*lines, _wrap(f"Measured: {measured}; no finite norm.")])
+        lines.append(_wrap(f"Measured: {measured}; no finite norm."))
+        return "\n".join([*lines, *_scan_lines(run)])
     scope, series = run.main_series("l2")
     lines += [_wrap(_say_measured(run, series)), "", *_norm_table(run), ""]
     if scope in laws:
@@ -111,10 +113,20 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
     guide = reading_guide(run, laws.get(scope, {}))
     if guide:
         lines += ["How to read growth.png", *(_wrap(s, f"  {n}. ") for n, s in enumerate(guide, 1))]
+    lines += _scan_lines(run)
     warned = warnings(run, laws)
     if warned:
         lines += ["", *(_wrap(text, "Warning: ") for text in warned)]
     return "\n".join(lines)
+
+
+def _scan_lines(run: RunTable) -> list[str]:
+    """Return whether heads scan and snap, and how to read the figures; nothing if not measured."""
+    table = scan_table(run)
+    if not table:
+        return []
+    guide = (_wrap(sentence, f"  {number}. ") for number, sentence in enumerate(GUIDE, 1))
+    return ["", *table, "", "How to read scan.png and snap.png", *guide]
 
 
 def _say_measured(run: RunTable, series: Series) -> str:

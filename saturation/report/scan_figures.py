@@ -1,0 +1,141 @@
+"""How heads scan and snap: sharpness, what they attend to, and when they stop changing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from saturation.report.saturation_figures import HEADS, on_steps
+from saturation.report.scan_text import snap_steps
+from saturation.report.series import RunTable
+from saturation.report.style import BLACK, GREY, is_log_spaced, shorten, step_axis, title
+
+LAYER, HEAD = re.compile(r"layers_(\d+)"), re.compile(r"head_(\d+)")
+MOST_LAYERS_NAMED = 8
+UNIFORM: Any = {"color": GREY, "linestyle": "--", "linewidth": 1.2}
+
+
+def draw_scan(parent: Figure | SubFigure, run: RunTable) -> None:
+    """Draw every head: entropy, attention on distinct and common keys, distance to its end.
+
+    A row a kind of attention, a colour a layer; a dot where the head stops changing, dashed what
+    attention to all allowed keys alike gives.
+    """
+    kinds = {kind: heads for kind, (heads, _) in HEADS.items() if run.matching("snapped", heads)}
+    title(parent, f"Do heads scan and snap? {shorten(run.name)}")
+    panels = parent.subplots(len(kinds), len(COLUMNS), squeeze=False, sharex=True)
+    for row, (kind, pattern) in zip(panels, kinds.items(), strict=True):
+        for axes, column in zip(row, COLUMNS, strict=True):
+            _draw_heads(axes, run, pattern, column)
+            axes.set_ylabel(column.label, fontsize=9)
+            axes.set_xlabel("")
+        row[0].set_ylabel(f"{kind}\n{COLUMNS[0].label}", fontsize=9)
+    for axes, column in zip(panels[0], COLUMNS, strict=True):
+        axes.set_title(column.heading, fontsize=10)
+    for axes in panels[-1]:
+        axes.set_xlabel("training step")
+    parent.legend(handles=_legend(run), loc="outside lower center", ncols=5, fontsize=9)
+
+
+def draw_snap(parent: Figure | SubFigure, run: RunTable) -> None:
+    """Draw the share of heads that have stopped, and the step at which each did, by layer."""
+    title(parent, f"When heads stop changing: {shorten(run.name)}")
+    share, where = parent.subplots(1, 2, sharex=True)
+    for number, (kind, (pattern, colour)) in enumerate(HEADS.items()):
+        heads = run.matching("snapped", pattern)
+        if not heads:
+            continue
+        steps, snapped = on_steps(list(heads.values()))
+        before = max(1, len(steps) - 1)  # at the last checkpoint all are, by definition
+        percent = 100 * np.nanmean(snapped[:, :before], axis=0)
+        share.plot(steps[:before], percent, "o-", color=colour, label=kind)
+        stops = snap_steps(heads)
+        for scope, stop in stops.items():
+            place = _number(LAYER, scope) + 0.25 * (number - 1) + 0.02 * (_number(HEAD, scope) % 8)
+            at = steps[-1] if stop is None else stop
+            where.plot(at, place, "x" if stop is None else "o", color=colour)
+        for axes in (share, where):
+            step_axis(axes, steps, is_log_spaced(steps))
+    share.set_ylim(-4, 104)
+    share.set_title("Heads that have stopped changing")
+    share.set_ylabel("% of heads")
+    where.set_title("Where each head stops (×: not before the last checkpoint)")
+    where.set_ylabel("layer")
+    where.yaxis.set_major_locator(MaxNLocator(integer=True))
+    where.invert_yaxis()
+    handles, labels = share.get_legend_handles_labels()
+    parent.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one column of panels shows of every head.
+
+    Attributes:
+        heading: above it.
+        label: of the vertical axis.
+        metric: what is drawn.
+        uniform: the metric that says what attention to all keys alike would give, if there is one.
+        factor: by which both are multiplied.
+    """
+
+    heading: str
+    label: str
+    metric: str
+    uniform: str = ""
+    factor: float = 1.0
+
+
+COLUMNS = (
+    Column("Entropy", "nats", "attention_entropy", "uniform_entropy"),
+    Column("On distinct keys", "% of attention", "mass_distinct", "uniform_distinct", 100),
+    Column("On common keys", "% of attention", "mass_common", "uniform_common", 100),
+    Column("Elsewhere than at the end", "% of attention", "distance_to_last", "", 100),
+)
+
+
+def _draw_heads(axes: Axes, run: RunTable, pattern: str, column: Column) -> None:
+    colours = _colours(run)
+    heads = run.matching(column.metric, pattern)
+    stops = snap_steps(run.matching("snapped", pattern))
+    for scope, series in heads.items():
+        colour, values = colours[_number(LAYER, scope)], column.factor * series.values
+        axes.plot(series.steps, values, color=colour, linewidth=1, alpha=0.8, label=scope)
+        at = series.steps == stops.get(scope)
+        axes.plot(series.steps[at], values[at], "o", color=colour, markeredgecolor=BLACK)
+        step_axis(axes, series.steps, is_log_spaced(series.steps))
+    for series in list(run.matching(column.uniform, pattern).values())[:1]:  # alike for all heads
+        axes.plot(series.steps, column.factor * series.values, **UNIFORM)
+
+
+def _number(of: re.Pattern[str], scope: str) -> int:
+    found = of.search(scope)
+    return int(found[1]) if found else 0
+
+
+def _colours(run: RunTable) -> dict[int, str]:
+    layers = sorted({_number(LAYER, scope) for scope in run.matching("snapped", ".*")})
+    shades = colormaps["viridis"](np.linspace(0.0, 0.85, len(layers)))
+    return {layer: to_hex(shade) for layer, shade in zip(layers, shades, strict=True)}
+
+
+def _legend(run: RunTable) -> list[Line2D]:
+    colours = _colours(run)
+    named = list(colours)
+    if len(named) > MOST_LAYERS_NAMED:
+        named = [named[i] for i in np.linspace(0, len(named) - 1, MOST_LAYERS_NAMED).astype(int)]
+    dot: Any = {"marker": "o", "linestyle": "", "markerfacecolor": "white", "color": BLACK}
+    return [
+        *(Line2D([], [], color=colours[layer], label=f"layer {layer}") for layer in named),
+        Line2D([], [], label="uniform attention", **UNIFORM),
+        Line2D([], [], label="the head stops changing here", **dot),
+    ]

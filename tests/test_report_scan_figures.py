@@ -1,0 +1,135 @@
+"""Figures and text of scan and snap: that what is drawn and said are the table's own values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from report_tables import norms, rows
+
+from saturation.report.figures import build_figures, missing_figures
+from saturation.report.scan_text import scan_table, snap_steps
+from saturation.report.series import RunTable
+from saturation.report.summary import summarize
+
+STEPS = (0, 10, 20, 30)
+ENCODER = "encoder/layers_{}/attention/head_{}"
+CROSS = "decoder/layers_0/encoder_decoder_attention/head_0"
+# Where each head stops: at step 20, at 10, only at the last, and one that never moves.
+SNAPPED = {
+    ENCODER.format(0, 0): (0, 0, 1, 1),
+    ENCODER.format(1, 0): (0, 1, 1, 1),
+    ENCODER.format(1, 1): (0, 0, 0, 1),
+    CROSS: (1, 1, 1, 1),
+}
+
+
+def table() -> pd.DataFrame:
+    parts = []
+    for number, (head, snapped) in enumerate(SNAPPED.items()):
+        distinct = np.array([0.1, 0.2, 0.4, 0.4]) + 0.01 * number
+        values = {
+            "snapped": snapped,
+            "attention_entropy": (4.0, 3.0, 2.0, 2.0 + number),
+            "uniform_entropy": (4.5,) * 4,
+            "mass_distinct": distinct,
+            "mass_common": 1 - distinct,
+            "uniform_distinct": (0.15,) * 4,
+            "uniform_common": (0.85,) * 4,
+            "distance_to_last": (0.3, 0.2, 0.01, 0.0),
+        }
+        parts += [rows(STEPS, "scan", metric, head, value) for metric, value in values.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return build_figures({"run": table()}, {})
+
+
+def panel(figure, title, below=0):
+    [axes] = [a for a in figure.axes if a.get_title(loc="left").startswith(title)]
+    return figure.axes[figure.axes.index(axes) + below]
+
+
+def lines(axes):
+    return {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+
+
+def test_they_are_missed_only_beside_a_run_that_has_them(figures):
+    assert set(figures) == {"scan", "snap"}
+    nothing = rows(STEPS, "norms", "l2", "total", (1, 2, 3, 4))
+    assert not {"scan", "snap"} & set(missing_figures({"run": nothing}))
+    reasons = missing_figures({"run": nothing, "other": table()})
+    assert "measure scan" in reasons["scan"]
+    assert "measure scan" in reasons["snap"]
+
+
+def test_a_head_stops_where_it_snaps_and_not_at_the_last_checkpoint():
+    run = RunTable("run", table())
+    expected = dict(zip(SNAPPED, (20, 10, None, 0), strict=True))
+    assert snap_steps(run.matching("snapped", ".*")) == expected
+
+
+def test_lines_are_the_tables_values_with_a_dot_where_the_head_stops(figures):
+    axes = panel(figures["scan"], "On distinct keys")
+    drawn = lines(axes)
+    head = ENCODER.format(1, 0)
+    np.testing.assert_allclose(drawn[head], [11, 21, 41, 41])
+    assert ENCODER.format(0, 0) in drawn
+    assert CROSS not in drawn, "cross-attention has a row of its own"
+    dots = [(*line.get_xdata(), *line.get_ydata()) for line in axes.get_lines() if is_dot(line)]
+    np.testing.assert_allclose(sorted(dot for dot in dots if dot), [(10, 21), (20, 40)])
+    dashed = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+    assert [line.get_ydata().tolist() for line in dashed] == [[15.0] * 4]
+
+
+def is_dot(line):
+    return line.get_marker() == "o" and len(line.get_xdata())
+
+
+def test_each_kind_of_attention_has_a_row(figures):
+    labels = [axes.get_ylabel() for axes in figures["scan"].axes]
+    assert sum("encoder self-attention" in label for label in labels) == 1
+    assert sum("cross-attention" in label for label in labels) == 1
+    assert len(labels) == 8
+    assert [a.get_title(loc="left") for a in figures["scan"].axes[:4]] == [
+        "Entropy", "On distinct keys", "On common keys", "Elsewhere than at the end",
+    ]  # fmt: skip
+    below = panel(figures["scan"], "Elsewhere", below=4)
+    np.testing.assert_allclose(lines(below)[CROSS], [30, 20, 1, 0])
+    assert below.get_xlabel() == "training step"
+
+
+def test_the_share_of_heads_leaves_out_the_last_checkpoint(figures):
+    drawn = lines(panel(figures["snap"], "Heads that have stopped"))
+    np.testing.assert_allclose(drawn["encoder self-attention"], [0, 100 / 3, 200 / 3])
+    np.testing.assert_allclose(drawn["cross-attention"], [100, 100, 100])
+    where = panel(figures["snap"], "Where each head stops")
+    crosses = [line for line in where.get_lines() if line.get_marker() == "x"]
+    assert [line.get_xdata()[0] for line in crosses] == [30]
+    dots = sorted(line.get_xdata()[0] for line in where.get_lines() if line.get_marker() == "o")
+    assert dots == [0, 10, 20]
+
+
+def test_the_table_in_words():
+    head, encoder, cross = scan_table(RunTable("run", table()))
+    assert "entropy (uniform)" in head
+    assert "4.00 to 3.00 nats (4.50)" in encoder
+    assert "11.0% to 41.0% (15.0%)" in encoder
+    assert encoder.endswith("2 of 3, median step 15")
+    assert cross.endswith("1 of 1, median step 0")
+    assert scan_table(RunTable("run", rows(STEPS, "norms", "l2", "total", STEPS))) == []
+
+
+def test_the_summary_has_it_with_and_without_norms():
+    for tables in (table(), pd.concat([norms(), table()], ignore_index=True)):
+        text = summarize({"run": tables}, {})
+        assert "2 of 3, median step 15" in text
+        assert "How to read scan.png and snap.png" in text
+    assert "scan.png" not in summarize({"run": norms()}, {})
+
+
+def test_one_checkpoint_and_one_head_are_enough():
+    one = table().query("step == 0 and scope == @CROSS")
+    assert set(build_figures({"run": one}, {})) == {"scan", "snap"}
