@@ -13,7 +13,7 @@ import numpy as np
 
 from saturation.batches import TokenBatch, read_tokens
 from saturation.errors import Stopped
-from saturation.measures.base import COMBINE, ActivationMeasure
+from saturation.measures.base import COMBINE, ActivationMeasure, without_stars
 from saturation.measures.cooccurrence import key_kinds
 from saturation.measures.reduce import accumulation, enable_x64
 from saturation.measures.saturation import LIMITS, checked_limits
@@ -181,7 +181,8 @@ class _Pass:
         sharding = over_data(self._mesh)
         for batch in self._settings.tokens.batches(self._settings.batch_size, rows):
             placed = (place(tokens.shape, sharding, tokens.__getitem__) for tokens in batch)
-            yield jax.device_get(self._jitted(parameters, *placed))
+            observed = jax.device_get(self._jitted(parameters, *placed))
+            yield {name: without_stars(scopes) for name, scopes in observed.items()}
 
     def _place_parameters(self, checkpoint: Checkpoint) -> dict[str, Any]:
         """Return the nested parameters in float32; each process reads the slices that it holds."""

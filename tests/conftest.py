@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command line does
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 
 import jaxtyping

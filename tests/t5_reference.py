@@ -69,7 +69,7 @@ def reference_t5(config, parameters, encoder_tokens, decoder_tokens, temperature
                 power = (scores >= top - 1e-9 * np.abs(top)).astype(float)
             weights[b, h] = power / power.sum(-1, keepdims=True)
             out[b] += weights[b, h] @ (y[b] @ kernel["value"][:, columns]) @ kernel["out"][columns]
-        taps[f"{name}/weights"] = weights
+        taps[f"{name}/weights"], taps[f"{name}/output"] = weights, out
         return out
 
     def feed_forward(x, name):

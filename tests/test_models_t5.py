@@ -189,7 +189,8 @@ def test_taps_are_asked_for_by_name():
                ("embedding", "layers_0", "layers_1", "final")]  # fmt: skip
     assert sorted(taps) == sorted(streams)
     _, taps = forward(parameters, *tokens)
-    inner = [f"{n}/{tap}" for n in config.attention_names() for tap in ("weights", "scores")]
+    kinds = ("weights", "scores", "output")
+    inner = [f"{n}/{tap}" for n in config.attention_names() for tap in kinds]
     assert sorted(taps) == sorted(streams + inner)
     assert taps["decoder/layers_1/encoder_decoder_attention/weights"].shape == (3, 4, 7, 11)
 

@@ -51,7 +51,7 @@ def test_the_small_matrix_has_the_whole_ones_eigenvalues_at_t5_smalls_shapes(zer
     assert (scale < 0).sum() > 200, "norm scales of both signs"
     found = nonzero_eigenvalues(*split_heads(value, out, scale, 8))
     assert found.shape == (8, 64)
-    for head, matrix in list(enumerate(whole(value, out, scale, 8)))[:2]:
+    for head, matrix in list(enumerate(whole(value, out, scale, 8)))[-1:]:
         expected = np.linalg.eigvals(matrix)
         largest = np.argsort(np.abs(expected))[-64:]
         rest = np.delete(expected, largest)

@@ -17,11 +17,12 @@ from saturation.measures.homogeneity import HOMOGENEITY
 from saturation.measures.norms import NORMS
 from saturation.measures.saturation import SATURATION
 from saturation.measures.scan import SCAN
+from saturation.measures.smoothing import SMOOTHING
 from saturation.measures.spectrum import SPECTRUM
 
 MEASURES: dict[str, Measure] = {
     measure.name: measure
-    for measure in (NORMS, DIRECTION, SPECTRUM, SATURATION, HEADS, HOMOGENEITY, SCAN)
+    for measure in (NORMS, DIRECTION, SPECTRUM, SATURATION, HEADS, HOMOGENEITY, SCAN, SMOOTHING)
 }
 
 

@@ -90,7 +90,9 @@ class ActivationMeasure:
       statistics: {statistic: how two parts of it combine}, the same for every scope it reports.
       observe: Forwards -> {scope: {statistic: scalar array}}, traced once for a batch of sequences
         and jitted with every other measure asked for, so that they share their forward passes. A
-        scope is a layer (`encoder/layers_3`) or a head (`encoder/layers_3/attention/head_5`).
+        scope is a layer (`encoder/layers_3`) or a head (`encoder/layers_3/attention/head_5`). Each
+        star in one (`encoder/layers_*/attention/head_*`) stands for an axis of its arrays, counted
+        from 0: a T5-base has 7,000 numbers of heads, and taking them apart is no work for XLA.
       metrics: {statistic: float64 (steps,)} of one scope -> {metric: float64 (steps,)}; a metric
         that has no meaning there is left out.
       needs_corpus: whether it asks of every key token if it is common or distinct.
@@ -103,6 +105,24 @@ class ActivationMeasure:
     observe: Callable[[Any], dict[str, dict[str, Any]]]
     metrics: Callable[[Statistics], dict[str, np.ndarray]]
     needs_corpus: bool = False
+
+
+def without_stars(observed: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+    """Return what a measure of activations observed with every starred scope taken apart.
+
+    >>> without_stars({"layers_*": {"tokens": np.array([3.0, 4.0])}})["layers_1"]["tokens"]
+    array(4.)
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for scope, statistics in observed.items():
+        for index in np.ndindex(np.shape(next(iter(statistics.values())))):
+            name = scope
+            for position in index:
+                name = name.replace("*", str(position), 1)
+            found[name] = {
+                key: np.asarray(np.asarray(each)[index]) for key, each in statistics.items()
+            }
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Complex128, Float, Float64
+from jaxtyping import Complex128, Float64
 
 from saturation.errors import MeasureError
 from saturation.measures.base import GroupMeasure, Shapes, Statistics
@@ -107,19 +107,20 @@ def observe(
     return scopes
 
 
-def split_heads(
-    value: Float[np.ndarray, "embed joined"],
-    out: Float[np.ndarray, "joined embed"],
-    scale: Float[np.ndarray, " embed"],
-    num_heads: int,
-) -> tuple[
-    Float64[np.ndarray, "heads embed head_dim"], Float64[np.ndarray, "heads head_dim embed"]
-]:
-    """Return diag(g) W_V^h and W_O^h of every head, whose product is H_h, in float64."""
+def split_heads(value: Any, out: Any, scale: Any, num_heads: int) -> tuple[Any, Any]:
+    """Return diag(g) W_V^h and W_O^h of every head, whose product is H_h.
+
+    Args:
+      value, out: kernels joined over heads, (embed, joined) and (joined, embed), NumPy's or JAX's.
+      scale: g, (embed,), of the same dtype.
+      num_heads: heads, heads major in the joined axis.
+
+    Returns:
+      (heads, embed, head_dim) and (heads, head_dim, embed).
+    """
     embed, joined = value.shape
-    scaled = np.asarray(scale, np.float64)[:, None] * value
-    left = scaled.reshape(embed, num_heads, -1).transpose(1, 0, 2)
-    return left, np.asarray(out, np.float64).reshape(num_heads, joined // num_heads, embed)
+    left = (scale[:, None] * value).reshape(embed, num_heads, -1).transpose(1, 0, 2)
+    return left, out.reshape(num_heads, joined // num_heads, embed)
 
 
 def nonzero_eigenvalues(
@@ -132,11 +133,19 @@ def nonzero_eigenvalues(
     What lies within rounding of 0 is 0. All NaN for a head whose weights are not finite.
     """
     small = right @ left
-    finite = np.isfinite(small).all(axis=(1, 2))
-    found = np.full(small.shape[:2], complex(np.nan, np.nan))
-    found[finite] = np.linalg.eigvals(small[finite])
+    found = finite_eigenvalues(small)
     rounding = small.shape[-1] * np.finfo(np.float64).eps * np.linalg.norm(small, axis=(1, 2))
     found[np.abs(found) <= rounding[:, None]] = 0
+    return found
+
+
+def finite_eigenvalues(
+    matrices: Float64[np.ndarray, "*batch n n"],
+) -> Complex128[np.ndarray, "*batch n"]:
+    """Return the eigenvalues of nonsymmetric matrices, all NaN where one is not finite."""
+    finite = np.isfinite(matrices).all(axis=(-2, -1))
+    found = np.full(matrices.shape[:-1], complex(np.nan, np.nan))
+    found[finite] = np.linalg.eigvals(matrices[finite])
     return found
 
 

@@ -210,11 +210,11 @@ class MultiHeadAttention(nn.Module):
         bias: Float[Array, "1 heads query key"] | None,
         temperature: ArrayLike,
     ) -> tuple[Float[Array, "batch query embed"], dict[str, Array]]:
-        """Return the attended output, and the attention's `weights` and `scores`.
+        """Return the attended output, and the attention's `weights`, `scores` and `output`.
 
         The scores are those before the temperature, -inf where the mask allows no key, so that
         `tempered_softmax(scores, τ)` gives the weights of any temperature. Both are (batch, heads,
-        query, key).
+        query, key). The output is what is returned first, under a name.
         """
         config = self.config
 
@@ -229,8 +229,9 @@ class MultiHeadAttention(nn.Module):
         attended = attend(weights, heads("value", keys_from))
         joined = attended.reshape(*attended.shape[:-2], -1)  # (batch, query, heads·head_dim)
         out = Kernel(config.emb_dim, ("joined_kv", "embed"), ATTENTION_KERNEL, name="out")
-        taps = {"weights": weights, "scores": jnp.where(mask, scores, -jnp.inf)}
-        return out(joined), taps
+        output = out(joined)
+        scores = jnp.where(mask, scores, -jnp.inf)
+        return output, {"weights": weights, "scores": scores, "output": output}
 
 
 def _query_kernel(head_dim: int) -> Initializer:

@@ -84,7 +84,7 @@ class T5(nn.Module):
           temperature: of every attention, a number or an array that broadcasts to (batch, heads,
             query, key); or a mapping from the path of an attention (`config.attention_names()`) to
             its own, and 1 for those it does not name.
-          attention_weights: whether the taps have the attentions' weights and scores.
+          attention_weights: whether the taps have the attentions' weights, scores and outputs.
 
         Returns:
           Logits in at least float32, and taps: `encoder/embedding`, `encoder/layers_0` (the
@@ -92,7 +92,8 @@ class T5(nn.Module):
           the decoder, all (batch, length, embed); and `encoder/layers_0/attention/weights`,
           `decoder/layers_0/self_attention/weights`,
           `decoder/layers_0/encoder_decoder_attention/weights`, (batch, heads, query, key), with
-          `…/scores` beside each: before the temperature, -inf where a key is masked.
+          `…/scores` beside each: before the temperature, -inf where a key is masked, and
+          `…/output`: what the attention adds to the stream, (batch, length, embed).
           Under jit, what nobody reads of these costs nothing.
 
         Raises:
@@ -295,7 +296,8 @@ def _under(path: str, taps: Taps) -> Taps:
 
 def _named(stack: str, taps: Taps, attention_weights: bool) -> Taps:
     if not attention_weights:
-        taps = {k: tap for k, tap in taps.items() if not k.endswith(("/weights", "/scores"))}
+        inner = ("/weights", "/scores", "/output")
+        taps = {k: tap for k, tap in taps.items() if not k.endswith(inner)}
     return _under(stack, taps)
 
 

@@ -1,0 +1,289 @@
+"""Token similarity and the forecast of it, against brute force by NumPy and closed forms."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from activation_cases import case, observe_table, valid_rows
+from t5_reference import reference_t5
+
+from saturation.measures.forecast import _on_host, attention_eigenvalues, eigenvalues, forecast
+from saturation.measures.reduce import enable_x64
+from saturation.measures.similarity import similarity
+from saturation.measures.smoothing import FACT, FORECAST, PANEL, SMOOTHING
+from saturation.models.config import NORM_BEFORE
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with enable_x64(True):
+        yield
+
+
+def panel_by_definition(x):
+    """The panel of one sequence, a matrix of valid tokens, pair by pair."""
+    n = len(x)
+
+    def cosines(rows):
+        return np.array([
+            rows[i] @ rows[j] / (np.linalg.norm(rows[i]) * np.linalg.norm(rows[j]))
+            for i in range(n)
+            for j in range(i + 1, n)
+        ])  # fmt: skip
+
+    low = np.ones((n, n)) @ x / n
+    sigma = np.linalg.svd(x, compute_uv=False)
+    share = sigma / sigma.sum()
+    share = share[share > 0]
+    return {
+        "token_cosine": cosines(x).mean(),
+        "token_cosine_abs": np.abs(cosines(x)).mean(),
+        "token_cosine_centred": cosines(x - low).mean(),
+        "effective_rank": np.exp(-(share * np.log(share)).sum()),
+        "stable_rank": (x**2).sum() / sigma[0] ** 2,
+        "hfc_lfc": np.linalg.norm(x - low) / np.linalg.norm(low),
+        "rank_one_distance": np.sqrt((sigma[1:] ** 2).sum() / (sigma**2).sum()),
+        "token_rms": np.mean([np.sqrt(np.mean(row**2)) for row in x]),
+    }
+
+
+def panel_of(state, valid=None):
+    """The panel of one matrix of tokens, as floats."""
+    state = jnp.asarray(state)[None]
+    valid = jnp.ones(state.shape[:2], bool) if valid is None else jnp.asarray(valid)[None]
+    return {name: float(values[0]) for name, values in similarity(state, valid).items()}
+
+
+@pytest.mark.parametrize(("n", "d"), [(2, 5), (12, 5), (5, 12)])
+def test_the_panel_agrees_with_its_definition_whatever_the_padding(n, d):
+    generator = np.random.default_rng(n)
+    x = generator.standard_normal((n, d)) * generator.uniform(0.1, 10, (n, 1))
+    expected = panel_by_definition(x)
+    assert set(expected) == set(PANEL)
+    padded = np.full((n + 3, d), 7.0)
+    rows = np.sort(generator.permutation(n + 3)[:n])
+    padded[rows] = x
+    for found in (panel_of(x), panel_of(padded, np.isin(np.arange(n + 3), rows))):
+        for name, wanted in expected.items():
+            np.testing.assert_allclose(found[name], wanted, rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+def test_equal_tokens():
+    row = np.random.default_rng(0).standard_normal(16)
+    found = panel_of(np.tile(row, (12, 1)).astype(np.float32))
+    assert found["token_cosine"] == pytest.approx(1, abs=1e-12)
+    assert found["effective_rank"] == pytest.approx(1, abs=1e-5)
+    assert found["stable_rank"] == pytest.approx(1, abs=1e-12)
+    assert found["rank_one_distance"] < 1e-7
+    assert found["hfc_lfc"] == 0
+    assert found["token_cosine_centred"] == 0, "what is left is rounding, and none of it is counted"
+
+
+def test_a_collapse_that_the_cosine_alone_misreads():
+    """Rows ±v: of rank one as equal rows are, and as far from equal as rows can be."""
+    row, signs = np.random.default_rng(0).standard_normal(16), np.tile([1, -1], 6)
+    found = panel_of(signs[:, None] * row)
+    assert found["token_cosine"] == pytest.approx(-1 / 11)
+    assert found["token_cosine_abs"] == pytest.approx(1)
+    assert found["effective_rank"] == pytest.approx(1, abs=1e-5)
+    assert found["rank_one_distance"] < 1e-7
+    assert found["hfc_lfc"] > 1e10
+
+
+def test_orthogonal_tokens_of_one_length():
+    found = panel_of(3 * np.eye(6, 9))
+    assert found["token_cosine"] == pytest.approx(0, abs=1e-12)
+    assert found["effective_rank"] == pytest.approx(6)
+    assert found["stable_rank"] == pytest.approx(6)
+    assert found["hfc_lfc"] == pytest.approx(np.sqrt(5))
+    assert found["token_rms"] == pytest.approx(1)
+
+
+def test_without_float64_singular_values_are_taken_themselves():
+    x = np.random.default_rng(3).standard_normal((6, 4)) @ np.diag([1, 1e-2, 1e-4, 1e-5])
+    expected = panel_by_definition(x)
+    with enable_x64(False):
+        found = panel_of(x.astype(np.float32))
+    for name in ("effective_rank", "rank_one_distance", "stable_rank"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=3e-6)
+
+
+def stochastic(n, seed=0, causal=False):
+    scores = 2 * np.random.default_rng(seed).standard_normal((n, n))
+    power = np.exp(scores) * (np.tri(n) if causal else 1)
+    return power / power.sum(-1, keepdims=True)
+
+
+def test_eigenvalues_of_attention_leave_padding_out():
+    weights = stochastic(6)
+    padded = np.full((9, 9), 1 / 9)
+    rows = [0, 1, 3, 4, 6, 7]
+    padded[np.ix_(rows, range(9))] = 0
+    padded[np.ix_(rows, rows)] = weights
+    valid = np.isin(np.arange(9), rows)
+    found, counted = attention_eigenvalues(
+        jnp.asarray(padded)[None, None], jnp.asarray(valid)[None], False
+    )
+    kept = np.asarray(found)[np.asarray(counted)]
+    expected = np.linalg.eigvals(weights)
+    np.testing.assert_allclose(np.sort_complex(kept), np.sort_complex(expected), atol=1e-12)
+
+
+def test_eigenvalues_of_causal_attention_are_its_diagonal():
+    weights = stochastic(7, causal=True)
+    found, counted = attention_eigenvalues(
+        jnp.asarray(weights)[None, None], jnp.ones((1, 7), bool), True
+    )
+    assert counted.all()
+    expected = np.linalg.eigvals(weights)
+    np.testing.assert_allclose(
+        np.sort(np.asarray(found[0, 0]).real), np.sort(expected.real), atol=1e-12
+    )
+
+
+def test_the_hosts_solver_is_the_devices():
+    matrices = np.random.default_rng(0).standard_normal((2, 3, 5, 5))
+    matrices[1, 2, 0, 0] = np.nan
+    for solve in (eigenvalues, _on_host):
+        found = np.asarray(jax.jit(solve)(jnp.asarray(matrices)))
+        assert found.dtype == np.complex128
+        assert np.isnan(found[1, 2]).all()
+        np.testing.assert_allclose(
+            np.sort_complex(found[0]), np.sort_complex(np.linalg.eigvals(matrices[0])), atol=1e-12
+        )
+
+
+def forecast_by_definition(of_heads, of_attention, rms):
+    """One sequence and head, pair by pair; the eigenvalue nearest 1 is that of equal tokens."""
+    perron = int(np.argmin(np.abs(of_attention - 1)))
+    pairs = [
+        (abs(1 + h / rms * (1 if i == perron else a)), h / rms, 1 if i == perron else a, i)
+        for h in of_heads
+        for i, a in enumerate(of_attention)
+    ]
+    shared = max(growth for growth, _, _, i in pairs if i == perron)
+    apart = max(growth for growth, _, _, i in pairs if i != perron)
+    _, h, a, _ = max(pairs, key=lambda pair: pair[0])
+    others = np.delete(of_attention, perron)
+    return {
+        "attention_min": of_attention.real.min(),
+        "attention_second": np.abs(others).max(),
+        "growth_shared": shared,
+        "growth_apart": apart,
+        "forecast_change": np.log(apart / shared),
+        "forecast_rate": abs(np.log(apart / shared)),
+        "sharpening": float(apart > shared),
+        "dominating_h_real": np.real(h),
+        "dominating_h_imaginary": abs(np.imag(h)),
+        "dominating_a_real": np.real(a),
+        "dominating_a_imaginary": abs(np.imag(a)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("of_heads", "sharpens"), [((0.5, 1.0), 0), ((-0.5, -0.9), 1), ((0.3 + 2j, 0.3 - 2j), 0)]
+)
+def test_the_pair_that_dominates(of_heads, sharpens):
+    of_attention, rms = np.linalg.eigvals(stochastic(6)), 0.7
+    found = forecast(
+        jnp.asarray(of_heads, complex)[None],
+        jnp.asarray(of_attention)[None, None],
+        jnp.ones((1, 1, 6), bool),
+        jnp.asarray([rms]),
+    )
+    expected = forecast_by_definition(of_heads, of_attention, rms)
+    assert expected["sharpening"] == sharpens
+    assert set(found) == set(expected) == set(FORECAST)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(found[name][0, 0], wanted, atol=1e-12, err_msg=name)
+
+
+def mean_and_error(values):
+    return np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
+
+
+@pytest.mark.parametrize("form", ["v1_0", "umt5"])
+def test_every_value_agrees_with_brute_force(form):
+    config, flat, params, tokens = case(form, dtype=np.float64, encoder_length=9, decoder_length=7)
+    tokens[0][2, 1:] = 0  # one token: no pair
+    _, taps = reference_t5(config, flat, *tokens)
+    found = observe_table(SMOOTHING, config, params, tokens)
+    rows = dict(zip(("encoder", "decoder"), valid_rows(*tokens), strict=True))
+    for stack, valid in rows.items():
+        kept = [b for b in range(len(valid)) if valid[b].sum() > 1]
+        order = [f"{stack}/{s}" for s in ("embedding", "layers_0", "final")]
+        for scope in order:
+            panels = [panel_by_definition(taps[scope][b][valid[b]]) for b in kept]
+            check(found[scope], panels, PANEL)
+            assert found[scope]["sequences"] == len(kept)
+            assert found[scope]["skipped"] == (valid.sum(1) == 1).sum()
+        name = "attention" if stack == "encoder" else "self_attention"
+        path, before = f"{order[1]}/{name}", taps[order[0]]
+        said = forecasts(config, flat, taps, path, before, valid, kept)
+        for head in range(config.num_heads):
+            check(found[f"{path}/head_{head}"], [one[head] for one in said], FORECAST)
+        layers = [{k: np.mean([h[k] for h in one]) for k in FORECAST} for one in said]
+        check(found[order[1]], layers, FORECAST)
+        facts = [fact(before[b][valid[b]], taps[f"{path}/output"][b][valid[b]]) for b in kept]
+        agree = [
+            {
+                "measured_change": change,
+                "forecast_agrees": float(change * one["forecast_change"] > 0),
+            }
+            for change, one in zip(facts, layers, strict=True)
+        ]
+        check(found[order[1]], agree, FACT)
+
+
+def check(found, values, names):
+    for name in names:
+        mean, error = mean_and_error([one[name] for one in values])
+        np.testing.assert_allclose(found[name], mean, rtol=1e-6, atol=1e-7, err_msg=name)
+        error_found = found[f"{name}_stderr"]
+        np.testing.assert_allclose(error_found, error, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def forecasts(config, flat, taps, path, before, valid, kept):
+    layer, _, name = path.rpartition("/")
+    scale = flat[f"{layer}/{NORM_BEFORE[name]}/scale"]
+    value, out = flat[f"{path}/value/kernel"], flat[f"{path}/out/kernel"]
+    found = []
+    for b in kept:
+        rms = panel_by_definition(before[b][valid[b]])["token_rms"]
+        heads = []
+        for head in range(config.num_heads):
+            part = slice(head * config.head_dim, (head + 1) * config.head_dim)
+            spectrum = np.linalg.eigvals(scale[:, None] * (value[:, part] @ out[part]))
+            spectrum = spectrum[np.argsort(np.abs(spectrum))[-config.head_dim :]]
+            weights = taps[f"{path}/weights"][b, head][np.ix_(valid[b], valid[b])]
+            heads.append(forecast_by_definition(spectrum, np.linalg.eigvals(weights), rms))
+        found.append(heads)
+    return found
+
+
+def fact(before, output):
+    after = panel_by_definition(before + output)["hfc_lfc"]
+    return np.log(after / panel_by_definition(before)["hfc_lfc"])
+
+
+def test_layers_to_dominate_is_the_forecast_rates_inverse():
+    config, _, params, tokens = case()
+    found = observe_table(SMOOTHING, config, params, tokens)["encoder/layers_0"]
+    assert found["layers_to_dominate"] == pytest.approx(1 / found["forecast_rate"])
+
+
+def test_broken_weights_are_reported_and_not_averaged_away():
+    config, _, params, tokens = case()
+    params["encoder"]["layers_0"]["attention"]["value"]["kernel"][0, 0] = np.nan
+    found = observe_table(SMOOTHING, config, params, tokens)
+    assert np.isfinite(found["encoder/embedding"]["token_cosine"])
+    for scope, metric in (
+        ("encoder/layers_0", "token_cosine"),
+        ("encoder/layers_0", "measured_change"),
+        ("encoder/layers_0", "forecast_agrees"),
+        ("encoder/layers_0/attention/head_0", "sharpening"),
+        ("decoder/final", "effective_rank"),
+    ):
+        assert np.isnan(found[scope][metric]), (scope, metric)
