@@ -145,8 +145,8 @@ class WeightStream:
         kernel = block_statistics(job.measures, platform)
         count = np.int32(np.prod([part.stop - part.start for part in box]))
         dtype = _common_dtype({self.trajectory[step].parameters[name].dtype for step in steps})
-        ahead = blocks_ahead(self.trajectory)
-        buffers = self._buffers.take(4 + ahead, capacity(int(count), platform), dtype)
+        number = 3 + blocks_ahead(self.trajectory) + (platform != "cpu")
+        buffers = self._buffers.take(number, capacity(int(count), platform), dtype)
         under_way: deque[jax.Array] = deque()
         first = previous = None
         for now in read_through(self.trajectory, name, box, steps, buffers, readers):

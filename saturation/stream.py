@@ -97,12 +97,12 @@ def read_through(
       name: of the array.
       box: the block.
       steps: in which order to read it.
-      buffers: of one dtype, each with room for the block; four more than are read ahead.
+      buffers: of one dtype, each with room for the block; three more than are read ahead, or four.
       readers: where blocks are read ahead, as many as `blocks_ahead` says.
 
     Yields:
-      A buffer that begins with the block. It stays untouched until the caller asks for the third
-      one after it; the first stays untouched throughout.
+      A buffer that begins with the block. It stays untouched until the caller asks for the second
+      one after it, with four buffers the third; the first stays untouched throughout.
     """
     shape = tuple(part.stop - part.start for part in box)
     ring = buffers[1:]

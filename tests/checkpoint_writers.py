@@ -95,9 +95,16 @@ class CountingFolder(LocalFolder):
         return CountingFolder(Path(self.path) / name, self.counts)
 
     def _read_into(self, name: str, start: int, buffer: memoryview) -> int:
-        key = str(Path(self.path) / name)
-        self.counts[key] = self.counts.get(key, 0) + len(buffer)
+        self._note(name, len(buffer))
         return super()._read_into(name, start, buffer)
+
+    def _read(self, name: str, start: int, stop: int) -> bytes:
+        self._note(name, stop - start)
+        return super()._read(name, start, stop)
+
+    def _note(self, name: str, count: int) -> None:
+        key = str(Path(self.path) / name)
+        self.counts[key] = self.counts.get(key, 0) + count
 
     @property
     def total(self) -> int:
