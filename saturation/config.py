@@ -57,6 +57,7 @@ class ModelConfig(Section):
     mlp_activations: tuple[str, ...] = ("relu",)
     logits_via_embedding: bool = True
     per_layer_relative_bias: bool = False
+    attention_spectrum: Literal["sharpen", "smooth", "free"] | None = None
 
 
 class TextConfig(Section):

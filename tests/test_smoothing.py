@@ -235,6 +235,7 @@ def test_every_value_agrees_with_brute_force(form):
             for change, one in zip(facts, layers, strict=True)
         ]
         check(found[order[1]], agree, FACT)
+        assert found[order[1]]["decided"] == found[order[1]]["compared"] == len(kept)
 
 
 def check(found, values, names):

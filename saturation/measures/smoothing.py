@@ -13,7 +13,6 @@ import numpy as np
 
 from saturation.measures.base import ActivationMeasure, Rule, Statistics
 from saturation.measures.means import divide
-from saturation.models.config import NORM_BEFORE
 
 if TYPE_CHECKING:
     from jax import Array
@@ -46,7 +45,8 @@ FORECAST = (
 )
 FACT = ("measured_change", "forecast_agrees")
 MEANS = (*PANEL, *FORECAST, *FACT)
-COUNTS = ("sequences", "skipped", "forecasts", "compared")
+COUNTS = ("sequences", "skipped", "forecasts", "compared", "decided")
+CLEAR = 1e-3  # a forecast_rate below this says nothing; rounding alone makes 1e-6
 STATISTICS: dict[str, Rule] = dict.fromkeys(
     (*COUNTS, *(f"{name}_{kind}" for name in MEANS for kind in ("sum", "squares"))), "sum"
 )
@@ -101,7 +101,7 @@ def _layer(forwards: Forwards, path: str) -> dict[str, Array]:
     """Return what is needed of one attention: its weights and output, and its heads' factors."""
     import jax.numpy as jnp
 
-    from saturation.measures.spectrum import split_heads
+    from saturation.measures.spectrum import attention_arrays, attention_kernels, split_heads
 
     def parameter(name: str) -> Array:
         leaf = forwards.params
@@ -109,10 +109,10 @@ def _layer(forwards: Forwards, path: str) -> dict[str, Array]:
             leaf = leaf[key]
         return jnp.asarray(leaf, jnp.result_type(float))
 
-    layer, _, name = path.rpartition("/")
-    names = (f"{path}/value/kernel", f"{path}/out/kernel", f"{layer}/{NORM_BEFORE[name]}/scale")
-    value, out, scale = map(parameter, names)
-    left, right = split_heads(value, out, scale, forwards.config.num_heads)
+    names = attention_arrays(forwards.config.parameter_shapes())[path]
+    arrays = {role: parameter(name) for role, name in names.items()}
+    value, out = attention_kernels(arrays, jnp.linalg.qr)
+    left, right = split_heads(value, out, arrays["scale"], forwards.config.num_heads)
     weights, output = (forwards.soft[f"{path}/{tap}"] for tap in ("weights", "output"))
     return {"small": right @ left, "weights": weights, "output": output}
 
@@ -147,13 +147,13 @@ def _attention(
     change = jnp.log(after / before)
     # Tokens all equal, or with no mean, have no such ratio; NaN of broken weights is kept.
     compared = counted & ~jnp.isinf(jnp.log(before)) & ~jnp.isinf(jnp.log(after))
-    agrees = jnp.sign(change) == jnp.sign(mean["forecast_change"])
-    fact = {
-        "measured_change": change,
-        "forecast_agrees": jnp.where(jnp.isnan(change), jnp.nan, agrees.astype(change.dtype)),
-    }
-    counts |= _counts({"compared": compared})
-    return _sums(mean, counted) | _sums(fact, compared) | counts, of_heads
+    decided = compared & ~(jnp.abs(mean["forecast_change"]) < CLEAR)
+    agrees = (jnp.sign(change) == jnp.sign(mean["forecast_change"])).astype(change.dtype)
+    agrees = jnp.where(jnp.isnan(change), jnp.nan, agrees)
+    counts |= _counts({"compared": compared, "decided": decided})
+    fact = _sums({"measured_change": change}, compared)
+    agreement = _sums({"forecast_agrees": agrees}, decided)
+    return _sums(mean, counted) | fact | agreement | counts, of_heads
 
 
 def _sums(values: dict[str, Array], counted: Array) -> dict[str, Array]:
@@ -179,10 +179,11 @@ def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
     Of a state (a layer, the embedding, after the last norm) what `similarity.similarity` says of a
     sequence. Of a head of self-attention what `forecast.forecast` says, and of a layer the mean of
     that over its heads, beside measured_change = ln(HFC/LFC) after its self-attention − before it,
-    and forecast_agrees = the share of sequences where that has the forecast's sign.
+    and forecast_agrees = the share of sequences where that has the forecast's sign, among those
+    whose forecast is 1e-3 or more.
     layers_to_dominate = 1/forecast_rate: after how many layers the dominating pair has outgrown
     those of the other kind by a factor e. sequences = how many have two tokens or more, skipped =
-    those of one, compared = those with a measured_change.
+    those of one, compared and decided = those that measured_change and forecast_agrees are of.
     """
     counts = {name: statistics[name] for name in COUNTS}
     values = {"sequences": np.maximum(counts["sequences"], counts["forecasts"])}
@@ -193,7 +194,9 @@ def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
         rate = divide(statistics["forecast_rate_sum"], counts["forecasts"])
         values["layers_to_dominate"] = divide(np.ones_like(rate), rate)
     if np.any(counts["compared"] > 0):
-        values |= {"compared": counts["compared"]} | _means(FACT, statistics, counts["compared"])
+        values |= {name: counts[name] for name in ("compared", "decided")}
+        values |= _means(("measured_change",), statistics, counts["compared"])
+        values |= _means(("forecast_agrees",), statistics, counts["decided"])
     return values
 
 

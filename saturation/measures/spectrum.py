@@ -12,7 +12,7 @@ have no solver for nonsymmetric matrices.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from jaxtyping import Complex128, Float64
 from saturation.errors import MeasureError
 from saturation.measures.base import GroupMeasure, Shapes, Statistics
 from saturation.models.config import NORM_BEFORE
+from saturation.models.eigenvalues import SPECTRA, spectral_kernels
 
 UNSCALED = "_unscaled"  # without the norm scale
 OF_HEADS = (
@@ -40,25 +41,33 @@ VECTORS = ("real", "imaginary", f"real{UNSCALED}", f"imaginary{UNSCALED}")
 Heads = Float64[np.ndarray, "heads"]
 Eigenvalues = Complex128[np.ndarray, "*batch head_dim"]
 
-_VALUE = re.compile(rf"(?P<layer>.+)/(?P<attention>{'|'.join(NORM_BEFORE)})/value/kernel")
+_ATTENTION = re.compile(
+    rf"(?P<layer>.+)/(?P<attention>{'|'.join(NORM_BEFORE)})/"
+    rf"(value/kernel|(?P<kind>{'|'.join(SPECTRA)})/basis)"
+)
 
 
 def attention_arrays(shapes: Shapes) -> dict[str, dict[str, str]]:
     """Return {path of an attention: {"value", "out", "scale": array}}, of every attention of a T5.
 
     The scale is that of the norm whose output the values are made of: in cross-attention the one
-    that ends the encoder.
+    that ends the encoder. An attention that is given its eigenvalues (`models.eigenvalues`) has
+    "basis" and, for ψ, the name of their kind in the place of "value" and "out".
 
     Raises:
       MeasureError: there is no attention under T5's names, or one lacks an array.
     """
     found = {}
-    for match in filter(None, map(_VALUE.fullmatch, shapes)):
+    for match in filter(None, map(_ATTENTION.fullmatch, shapes)):
         path = f"{match['layer']}/{match['attention']}"
         scale = f"{match['layer']}/{NORM_BEFORE[match['attention']]}/scale"
         if match["attention"] == "encoder_decoder_attention":
             scale = "encoder/encoder_norm/scale"
-        arrays = {"value": match.string, "out": f"{path}/out/kernel", "scale": scale}
+        kind = match["kind"]
+        if kind is None:
+            arrays = {"value": match.string, "out": f"{path}/out/kernel", "scale": scale}
+        else:
+            arrays = {"basis": match.string, kind: f"{path}/{kind}/psi", "scale": scale}
         for name in arrays.values():
             if name not in shapes:
                 raise MeasureError(
@@ -90,8 +99,9 @@ def observe(
     group: str, arrays: Mapping[str, np.ndarray], shapes: Shapes
 ) -> dict[str, dict[str, Any]]:
     """Return the statistics of one attention and of each of its heads; NaN where they have none."""
-    value, out, scale = (arrays[role].astype(np.float64) for role in ("value", "out", "scale"))
-    ones = np.ones_like(scale)
+    wide = {role: array.astype(np.float64) for role, array in arrays.items()}
+    value, out = attention_kernels(wide, np.linalg.qr)
+    scale, ones = wide["scale"], np.ones_like(wide["scale"])
     per_head: dict[str, np.ndarray] = {}
     for suffix, g in (("", scale), (UNSCALED, ones)):
         left, right = split_heads(value, out, g, _count_heads(shapes))
@@ -105,6 +115,19 @@ def observe(
         of_head = {name: values[head] for name, values in per_head.items()}
         scopes[f"{group}/head_{head}"] = nothing | of_head
     return scopes
+
+
+def attention_kernels(arrays: Mapping[str, Any], qr: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """Return the value and the output kernel from the arrays that `attention_arrays` names.
+
+    Args:
+      arrays: {role: array}, NumPy's or JAX's.
+      qr: `numpy.linalg.qr` or `jax.numpy.linalg.qr`.
+    """
+    if "basis" not in arrays:
+        return arrays["value"], arrays["out"]
+    [kind] = set(SPECTRA) & set(arrays)
+    return spectral_kernels(kind, arrays["basis"], arrays[kind], qr)
 
 
 def split_heads(value: Any, out: Any, scale: Any, num_heads: int) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from saturation.errors import ArgumentError
+from saturation.models.eigenvalues import SPECTRA
 
 Shape = tuple[int, ...]
 
@@ -36,6 +37,8 @@ class T5Config:
       relative_attention_num_buckets: buckets of the relative bias.
       relative_attention_max_distance: distance from which all share the last bucket.
       layer_norm_epsilon: added to the mean square in every norm.
+      attention_spectrum: "sharpen", "smooth" or "free": every self-attention's heads are V Λ V⁻¹
+        with eigenvalues of that kind (see `models.eigenvalues`); None is T5.
     """
 
     vocab_size: int
@@ -51,6 +54,7 @@ class T5Config:
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
+    attention_spectrum: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -63,6 +67,8 @@ class T5Config:
                 raise ArgumentError(
                     f"T5Config.mlp_activations must be of {', '.join(ACTIVATIONS)}, not {name!r}."
                 )
+        if self.attention_spectrum is not None:
+            self._check_spectrum()
         if self.relative_attention_num_buckets < 4:
             raise ArgumentError("T5Config.relative_attention_num_buckets must be 4 or more.")
         if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
@@ -70,6 +76,18 @@ class T5Config:
                 "T5Config.relative_attention_max_distance must exceed half of the "
                 f"{self.relative_attention_num_buckets} buckets, but is "
                 f"{self.relative_attention_max_distance}."
+            )
+
+    def _check_spectrum(self) -> None:
+        if self.attention_spectrum not in SPECTRA:
+            raise ArgumentError(
+                f"T5Config.attention_spectrum must be of {', '.join(SPECTRA)}, or None, not "
+                f"{self.attention_spectrum!r}."
+            )
+        if self.head_dim > self.emb_dim:
+            raise ArgumentError(
+                f"With attention_spectrum a head has head_dim orthonormal columns of emb_dim "
+                f"entries, so head_dim must not exceed {self.emb_dim}, but is {self.head_dim}."
             )
 
     @classmethod
@@ -90,9 +108,10 @@ class T5Config:
         """Infer the configuration from the arrays' names and shapes.
 
         Heads come from the relative bias, gating from wi or wi_0, tying from the absence of
-        `decoder/logits_dense`. Arrays do not tell the activation (relu where there is one input
-        projection, tanh-gelu where there are two), the maximum distance (128) or the norms'
-        epsilon (1e-6): those are what every published T5 has.
+        `decoder/logits_dense`, a given spectrum from `attention/sharpen/basis` and the like. Arrays
+        do not tell the activation (relu where there is one input projection, tanh-gelu where there
+        are two), the maximum distance (128) or the norms' epsilon (1e-6): those are what every
+        published T5 has.
 
         Args:
           parameters: T5X's unscanned names -> shape, or anything with a `.shape`; a nested tree
@@ -160,9 +179,14 @@ class T5Config:
         joined = self.num_heads * self.head_dim
         for attention in attentions:
             yield f"{NORM_BEFORE[attention]}/scale", (self.emb_dim,)
-            for projection in ("query", "key", "value"):
+            spectrum = self.attention_spectrum if attention in SELF_ATTENTIONS else None
+            for projection in ("query", "key", "value")[: 2 if spectrum else 3]:
                 yield f"{attention}/{projection}/kernel", (self.emb_dim, joined)
-            yield f"{attention}/out/kernel", (joined, self.emb_dim)
+            if spectrum:
+                yield f"{attention}/{spectrum}/basis", (self.emb_dim, joined)
+                yield f"{attention}/{spectrum}/psi", (self.num_heads, self.head_dim)
+            else:
+                yield f"{attention}/out/kernel", (joined, self.emb_dim)
         yield "pre_mlp_layer_norm/scale", (self.emb_dim,)
         for name in input_projections(self.mlp_activations):
             yield f"mlp/{name}/kernel", (self.emb_dim, self.mlp_dim)
@@ -176,6 +200,9 @@ NORM_BEFORE = {
     "self_attention": "pre_self_attention_layer_norm",
     "encoder_decoder_attention": "pre_cross_attention_layer_norm",
 }
+
+
+SELF_ATTENTIONS = ("attention", "self_attention")
 
 
 def input_projections(activations: tuple[str, ...]) -> tuple[str, ...]:
@@ -252,6 +279,9 @@ def _infer(shapes: Mapping[str, Shape]) -> T5Config:
         logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
         per_layer_relative_bias=per_layer,
         relative_attention_num_buckets=num_buckets,
+        attention_spectrum=next(
+            (k for k in SPECTRA if f"encoder/layers_0/attention/{k}/basis" in shapes), None
+        ),
     )
 
 

@@ -24,6 +24,7 @@ from saturation.attention import (
     tempered_softmax,
 )
 from saturation.models.config import T5Config, input_projections
+from saturation.models.spectral import SpectralKernels
 
 Initializer = Callable[..., Array]
 
@@ -197,9 +198,14 @@ class MultiHeadAttention(nn.Module):
     """Queries from one sequence, keys and values from another (or the same), and out again.
 
     Kernels are joined over heads, (embed, heads·head_dim), heads major.
+
+    Attributes:
+      config: sizes.
+      spectrum: what eigenvalues the heads are given; None is a value and an output kernel of T5's.
     """
 
     config: T5Config
+    spectrum: str | None = None
 
     @nn.compact
     def __call__(
@@ -226,9 +232,16 @@ class MultiHeadAttention(nn.Module):
         query = heads("query", queries_from, _query_kernel(config.head_dim))
         scores = attention_scores(query, heads("key", keys_from), bias)
         weights = tempered_softmax(scores, temperature, where=mask)
-        attended = attend(weights, heads("value", keys_from))
+        if self.spectrum is None:
+            value = heads("value", keys_from)
+            out = Kernel(config.emb_dim, ("joined_kv", "embed"), ATTENTION_KERNEL, name="out")
+        else:
+            kernels = SpectralKernels(config, self.spectrum, name=self.spectrum)
+            value_kernel, out_kernel = kernels(keys_from.dtype)
+            value = (keys_from @ value_kernel).reshape(*keys_from.shape[:-1], *query.shape[-2:])
+            out = lambda x: x @ out_kernel
+        attended = attend(weights, value)
         joined = attended.reshape(*attended.shape[:-2], -1)  # (batch, query, heads·head_dim)
-        out = Kernel(config.emb_dim, ("joined_kv", "embed"), ATTENTION_KERNEL, name="out")
         output = out(joined)
         scores = jnp.where(mask, scores, -jnp.inf)
         return output, {"weights": weights, "scores": scores, "output": output}

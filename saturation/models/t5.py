@@ -203,7 +203,7 @@ class EncoderLayer(nn.Module):
             bias = _relative_bias(config, x, True)
 
         y = norm(name="pre_attention_layer_norm")(x)
-        y, taps = MultiHeadAttention(config, name="attention")(
+        y, taps = MultiHeadAttention(config, config.attention_spectrum, name="attention")(
             y, y, mask, bias, temperatures[f"{path}/attention"]
         )
         x = x + y
@@ -265,9 +265,8 @@ class DecoderLayer(nn.Module):
         causal = jnp.tril(jnp.ones((length, length), bool))[None, None]  # (1, 1, query, key)
 
         y = norm(name="pre_self_attention_layer_norm")(x)
-        y, self_taps = MultiHeadAttention(config, name="self_attention")(
-            y, y, causal, bias, temperatures[f"{path}/self_attention"]
-        )
+        attention = MultiHeadAttention(config, config.attention_spectrum, name="self_attention")
+        y, self_taps = attention(y, y, causal, bias, temperatures[f"{path}/self_attention"])
         x = x + y
 
         y = norm(name="pre_cross_attention_layer_norm")(x)
