@@ -115,13 +115,22 @@ def write_part(
     Raises:
       ResultsError: the place is full or cannot be written.
     """
+    folder.write(part_name(measure, key, *span), part_content(measure, key, columns))
+
+
+def part_content(
+    measure: str,
+    key: str,
+    columns: Mapping[str, np.ndarray | Sequence[str] | Sequence[np.ndarray]],
+) -> bytes:
+    """Return what the file of a part holds."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     table = pa.table(dict(columns), metadata={"measure": measure, "key": key})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
-    folder.write(part_name(measure, key, *span), buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_part(

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from saturation.errors import MeasureError
 from saturation.measures import find_measures
 from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure, WeightMeasure
@@ -101,11 +99,6 @@ def measure(
     weights = [one for one in asked if isinstance(one, WeightMeasure)]
     grouped = [one for one in asked if isinstance(one, GroupMeasure)]
     activated = [one for one in asked if isinstance(one, ActivationMeasure)]
-    if (weights or grouped) and jax.process_count() > 1:
-        raise MeasureError(
-            "Measures of weights are split among jobs with --shard I/N, not yet among processes: "
-            "leave --distributed out, or measure activations alone."
-        )
     settings = (activations or ActivationSettings()) if activated else None
     folder, shard = SharedRunFolder(out), shard or Shard()
     progress, stop = progress or Progress("", "B", quiet=True), stop or threading.Event()

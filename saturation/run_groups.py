@@ -13,14 +13,16 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from saturation.errors import Stopped
 from saturation.measures.base import GroupMeasure
-from saturation.parts import write_part
+from saturation.parts import part_content
 from saturation.plan import GroupJob
+from saturation.processes import everywhere, gather
 from saturation.progress import Progress
-from saturation.runfolder import RunFolder
+from saturation.runfolder import RunFolder, part_name
 from saturation.stream import blocks_ahead
 
 if TYPE_CHECKING:
@@ -40,17 +42,20 @@ def measure_groups(
 ) -> None:
     """Do all jobs and write a part for each; after an error or a stop, begin no other.
 
+    Several processes take the jobs in turn, and the first one writes them all.
+
     Raises:
       CheckpointFormatError: a checkpoint is damaged; what was written before is intact.
       Stopped: `stop` was set before everything was done.
     """
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    progress.start(sum(job.nbytes(parameters) for job in todo))
-    failed = threading.Event()
+    this, processes = jax.process_index(), jax.process_count()
+    progress.start(sum(job.nbytes(parameters) for job in todo[this::processes]))
+    halt = threading.Event()
 
-    def unless_halted(job: GroupJob, readers: Executor) -> bool:
-        if stop.is_set() or failed.is_set():
-            return False
+    def unless_halted(job: GroupJob, readers: Executor) -> bytes:
+        if stop.is_set() or halt.is_set():
+            return b""
         try:
             rows: list[tuple[int, str, dict[str, Any]]] = []
             for step, arrays in _read_ahead(trajectory, job, readers):
@@ -58,21 +63,40 @@ def measure_groups(
                 rows += [(step, scope, found) for scope, found in observed.items()]
                 progress.advance(sum(array.nbytes for array in arrays.values()))
         except BaseException:
-            failed.set()
+            halt.set()
             raise
-        span = trajectory.steps[job.start], trajectory.steps[job.stop - 1]
-        write_part(folder, job.measure.name, job.group, span, _columns(job.measure, rows))
-        return True
+        return part_content(job.measure.name, job.group, _columns(job.measure, rows))
 
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    errors, halted = [], False
     with ThreadPoolExecutor(workers, "read") as readers, ThreadPoolExecutor(workers) as pool:
-        finished = [pool.submit(unless_halted, job, readers) for job in todo]
-    completed = [future.result() for future in finished]  # raises the first error there was
-    if not all(completed):
+        waiting = [
+            pool.submit(unless_halted, job, readers) if turn % processes == this else None
+            for turn, job in enumerate(todo)
+        ]
+        for turn, (job, future) in enumerate(zip(todo, waiting, strict=True)):
+            try:
+                content = everywhere(future.result if future is not None else bytes)
+                if content := gather(content)[turn % processes]:
+                    folder.write(_part_name(job, trajectory), content)
+            except Exception as error:
+                errors.append(error)
+                content = b""
+            if not content:
+                halted = True
+                halt.set()
+    if errors:
+        raise errors[0]
+    if halted:
         raise Stopped(
             f"Stopped by a signal. What was finished is in {folder.path}; "
             "run the same command again to compute the rest."
         )
+
+
+def _part_name(job: GroupJob, trajectory: Trajectory) -> str:
+    first, last = trajectory.steps[job.start], trajectory.steps[job.stop - 1]
+    return part_name(job.measure.name, job.group, first, last)
 
 
 def _read_ahead(

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ from saturation.measures.reduce import (
 )
 from saturation.parts import write_part
 from saturation.plan import Job, bytes_to_read
+from saturation.processes import any_of, everywhere, gather
 from saturation.progress import Progress
 from saturation.runfolder import RunFolder
 from saturation.stream import Buffers, block_limit, blocks, blocks_ahead, read_through
@@ -58,22 +59,23 @@ class WeightStream:
         self.nonfinite: list[tuple[int, str, int]] = []
         self._device = jax.local_devices()[0]
         self._buffers = Buffers()
-        self._failed = threading.Event()
+        self._halt = threading.Event()
 
     def run(self, todo: Sequence[Job]) -> None:
         """Do all jobs; after an error or a stop, finish the jobs at hand and begin no other."""
-        self.progress.start(bytes_to_read(todo, self.parameters))
+        self.progress.start(bytes_to_read(todo, self.parameters) / jax.process_count())
         workers = _workers(self._device.platform)
         ahead = blocks_ahead(self.trajectory)
         reading = ThreadPoolExecutor(workers * (1 + ahead), "read") if ahead else nullcontext()
         errors, halted = [], False
         with reading as readers, ThreadPoolExecutor(workers, "measure") as pool:
             waiting = [pool.submit(self._unless_halted, job, readers) for job in todo]
-            for future in as_completed(waiting):
+            # Several processes must speak of the same job at a time.
+            for future in as_completed(waiting) if jax.process_count() == 1 else waiting:
                 try:
                     halted |= not self._write(future)
                 except Exception as error:
-                    self._failed.set()
+                    self._halt.set()
                     errors.append(error)
         if errors:
             raise errors[0]
@@ -86,17 +88,19 @@ class WeightStream:
     def _unless_halted(
         self, job: Job, readers: Executor | None
     ) -> tuple[Job, dict[str, Totals]] | None:
-        if self.stop.is_set() or self._failed.is_set():
+        if self.stop.is_set() or self._halt.is_set():
             return None
         with enable_x64(accumulation(self._device.platform) == "float64"):
             return job, {name: self._measure(job, name, readers) for name in job.names}
 
     def _write(self, finished: Future[tuple[Job, dict[str, Totals]] | None]) -> bool:
-        """Write the parts of a finished job; return whether it was begun at all."""
-        result = finished.result()
-        if result is None:
+        """Write the parts of a finished job; return whether it was begun at all, everywhere."""
+        result = everywhere(finished.result)
+        if any_of(result is None):
+            self._halt.set()
             return False
-        job, totals = result
+        job, totals = cast(tuple[Job, dict[str, Totals]], result)
+        _add_processes(totals, job.measures)
         steps = np.array(self.trajectory.steps[job.start : job.stop], np.int64)
         rows = slice(len(job.earlier), None)
         for measure in job.measures:
@@ -129,8 +133,11 @@ class WeightStream:
         }
         parameter, checkpoint = self.parameters[name], self.trajectory[steps[0]]
         axis, multiple = checkpoint.block_axis(name), checkpoint.block_multiple(name)
-        limit = block_limit(self.trajectory)
-        for box in blocks(parameter.shape, parameter.dtype.itemsize, axis, multiple, limit):
+        limit = min(block_limit(self.trajectory), -(-parameter.nbytes // jax.process_count()))
+        boxes = blocks(parameter.shape, parameter.dtype.itemsize, axis, multiple, limit)
+        # Arrays of one block are dealt to the processes in turn, as the blocks of larger ones are.
+        turn = list(self.parameters).index(name)
+        for box in boxes[(jax.process_index() - turn) % jax.process_count() :: jax.process_count()]:
             for position, parts in enumerate(self._block(job, name, box, steps, readers)):
                 so_far = np.append(parts, totals[:, position : position + 1], axis=1)
                 for rule, rows in rows_of.items():
@@ -172,6 +179,19 @@ def _with_carried(totals: Totals, measures: Sequence[WeightMeasure]) -> Totals:
             first = np.broadcast_to(values[:1], values.shape)
             totals[name] = first if step == "first" else np.append(values[:1], values[:-1])
     return totals
+
+
+def _add_processes(totals: dict[str, Totals], measures: Sequence[WeightMeasure]) -> None:
+    """Combine the statistics of the blocks that each process took, in place; all get the same."""
+    rules: dict[str, Rule] = {}
+    for measure in measures:
+        rules |= measure.statistics
+    kept = [(of_array, name) for of_array in totals.values() for name in of_array]
+    ours = np.stack([of_array[name] for of_array, name in kept])
+    everyones = np.stack([np.frombuffer(given) for given in gather(ours.tobytes())])
+    everyones = everyones.reshape(-1, *ours.shape)
+    for number, (of_array, name) in enumerate(kept):
+        of_array[name] = COMBINE[rules[name]].reduce(everyones[:, number])
 
 
 def _common_dtype(dtypes: set[np.dtype]) -> np.dtype:

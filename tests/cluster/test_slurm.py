@@ -107,6 +107,32 @@ def test_an_array_that_is_requeued_signalled_and_killed_ends_in_the_same_table(
     assert (out / "report.html").stat().st_mtime > newest, "the report came last"
 
 
+def test_two_processes_of_one_srun_are_stopped_and_end_in_the_same_table(
+    slurm, t5_base, expected, tmp_path
+):
+    """JAX finds them by Slurm's environment; SIGTERM stops both at one job."""
+    out, logs = tmp_path / "out", tmp_path / "logs"
+    logs.mkdir()
+    tasks = ("--nodes=1", "--ntasks-per-node=2", "--", SCRIPTS / "t5_norm_growth.sh")
+    job, report = submit(slurm, logs, *tasks, t5_base, out)
+    slurm.wait(lambda: parts(out) > 0, "the first part")
+    slurm.run("scancel", "--signal=TERM", f"{job}.0")
+    slurm.wait_for_end(job, report)
+
+    name = f"{job}_4294967294"  # what Slurm writes for %a where there is no array
+    assert "Ended with 75; this job is queued again" in log(logs, name)
+    begun = re.findall(r"(\d+) parts to compute, (\d+) reused", log(logs, name))
+    assert len(begun) == 2
+    assert int(begun[0][0]) == int(begun[1][0]) + int(begun[1][1])
+    assert int(begun[1][1]) > 0
+    key = ["step", "measure", "metric", "scope"]
+    found = saturation.load_results(out / "run").set_index(key).value
+    pd.testing.assert_series_equal(
+        found, expected.set_index(key).value, rtol=1e-6, atol=1e-9, check_exact=False
+    )
+    assert (out / "report.html").exists()
+
+
 def test_the_report_is_withdrawn_where_a_task_fails(slurm, tmp_path):
     out, logs = tmp_path / "out", tmp_path / "logs"
     logs.mkdir()
