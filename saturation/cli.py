@@ -330,6 +330,23 @@ def reproduce_scan_snap(
         typer.echo(path)
 
 
+@app.command("demo")
+def show_demo(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="oversmoothing.")],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="Folder for a CSV and a picture.")
+    ] = None,
+) -> None:
+    """Run a planted example, prediction beside measurement; exit 1 if any prediction fails."""
+    from saturation.demos import demo
+
+    shown, paths = demo(name, out)
+    for line in (shown.text, *paths):
+        typer.echo(line)
+    if not shown.agrees:
+        raise typer.Exit(EXIT_FAILED)
+
+
 @app.command("export")
 def export_run(
     run: RunArgument,

@@ -36,7 +36,7 @@ FLOW = (
     ("run_weights", "run_groups", "run_activations"),
     ("run",),
     ("report",),
-    ("listing", "experiment", "scan_snap"),
+    ("listing", "experiment", "scan_snap", "demos"),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(FLOW) for name in names}
