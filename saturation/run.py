@@ -27,7 +27,11 @@ from saturation.plan import (
 )
 from saturation.processes import SharedRunFolder, everywhere, refuse_difference
 from saturation.progress import Progress
-from saturation.run_activations import ActivationSettings, measure_activations
+from saturation.run_activations import (
+    ActivationSettings,
+    default_settings,
+    measure_activations,
+)
 from saturation.run_groups import measure_groups
 from saturation.run_weights import WeightStream
 
@@ -85,7 +89,7 @@ def measure(
         activations; all of it by default.
       common_arrays: where checkpoints differ, measure the arrays they share.
       activations: the tokens that measures of activations are taken on, and how; by default those
-        of `ActivationSettings()`.
+        of `default_settings`: the text that ships with Python.
       progress: shows the bytes read.
       stop: when set, the arrays or the step at hand are finished and written, and `Stopped` raised.
 
@@ -99,7 +103,7 @@ def measure(
     weights = [one for one in asked if isinstance(one, WeightMeasure)]
     grouped = [one for one in asked if isinstance(one, GroupMeasure)]
     activated = [one for one in asked if isinstance(one, ActivationMeasure)]
-    settings = (activations or ActivationSettings()) if activated else None
+    settings = (activations or default_settings(activated)) if activated else None
     folder, shard = SharedRunFolder(out), shard or Shard()
     progress, stop = progress or Progress("", "B", quiet=True), stop or threading.Event()
     parameters, described = everywhere(lambda: _prepare(trajectory, asked, common_arrays, settings))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from saturation.batches import TokenBatch, read_tokens
+from saturation.batches import BUILTIN, TokenBatch, read_corpus_tokens, read_tokens
 from saturation.errors import Stopped
 from saturation.measures.base import COMBINE, ActivationMeasure, without_stars
 from saturation.measures.cooccurrence import key_kinds
@@ -92,6 +92,12 @@ class ActivationSettings:
         self.tokens.refuse_unknown(vocab_size, path)
         if self.corpus is not None:
             self.corpus.refuse_unknown(vocab_size, path)
+
+
+def default_settings(measures: Sequence[ActivationMeasure]) -> ActivationSettings:
+    """Return the settings for the text that ships with Python; its whole is the corpus if asked."""
+    asked = any(measure.needs_corpus for measure in measures)
+    return ActivationSettings(corpus=read_corpus_tokens(BUILTIN) if asked else None)
 
 
 def measure_activations(

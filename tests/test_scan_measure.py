@@ -12,24 +12,27 @@ from activation_cases import (
     checkpoint_and_tokens,
     jitted,
     observe_table,
+    table,
     valid_rows,
 )
 from made_trajectory import write_trajectory
 from t5_reference import reference_t5
 
 import saturation
+from saturation import run_activations
 from saturation.batches import TokenBatch
 from saturation.errors import MeasureError, ResultsError
-from saturation.measures.cooccurrence import COMMON, DISTINCT, KINDS, key_kinds
+from saturation.measures.cooccurrence import COMMON, DISTINCT, KINDS, UNCLASSIFIED, key_kinds
 from saturation.measures.forwards import Forwards
+from saturation.measures.heads import HEADS
 from saturation.measures.reduce import enable_x64
 from saturation.measures.scan import CELLS, DISTANCES, SCAN, STATISTICS, distance_cells, settled
-from saturation.run_activations import ActivationSettings, observe_checkpoint
+from saturation.run_activations import ActivationSettings, default_settings, observe_checkpoint
 
 HEAD = "encoder/layers_0/attention/head_0"
 
 
-def by_brute_force(config, flat, encoder, decoder):
+def by_brute_force(config, flat, encoder, decoder, key_kinds=KEY_KINDS):
     """{head: {metric: value}} from the reference's weights, one query at a time."""
     _, taps = reference_t5(config, flat, encoder, decoder)
     encoder_valid, decoder_valid = valid_rows(encoder, decoder)
@@ -41,7 +44,7 @@ def by_brute_force(config, flat, encoder, decoder):
             rows = []
             for b, q in zip(*np.nonzero(queries), strict=True):
                 allowed = np.arange(q + 1) if causal else np.nonzero(encoder_valid[b])[0]
-                kinds = KEY_KINDS[(decoder if causal else encoder)[b]]
+                kinds = key_kinds[(decoder if causal else encoder)[b]]
                 weights = taps[f"{path}/weights"][b, head, q]
                 positive = weights[weights > 0]
                 rows.append({
@@ -145,19 +148,28 @@ def test_a_head_whose_queries_have_one_key_has_no_sharpness_and_still_snaps():
 # --- the driver ---------------------------------------------------------------------------------
 
 
-def test_batch_size_does_not_matter_and_the_corpus_decides_what_is_distinct():
+def test_the_driver_adds_batches_and_takes_what_is_distinct_from_the_corpus():
     checkpoint, tokens = checkpoint_and_tokens()
     corpus = TokenBatch(*(np.array([[1, 2], [1, 2], [3, 4], [3, 4]], np.int32),) * 2, "corpus")
-    settings = [ActivationSettings(tokens, batch_size=n, corpus=corpus) for n in (1, 3)]
-    one, three = (observe_checkpoint(checkpoint, (SCAN,), each)["scan"] for each in settings)
-    for scope, sums in three.items():
-        for name, value in sums.items():
-            np.testing.assert_allclose(one[scope][name], value, rtol=1e-5, atol=1e-5)
-    assert settings[0].key_kinds(12)[[1, 3]].tolist() == [DISTINCT, DISTINCT]
-    np.testing.assert_array_equal(
-        ActivationSettings(tokens).key_kinds(12), key_kinds(tokens.texts(), 12)
-    )
-    assert 0 < one[HEAD]["uniform_distinct"] < one[HEAD]["tokens"]
+    settings = ActivationSettings(tokens, batch_size=2, mesh={"model": 8}, corpus=corpus)
+    kinds = settings.key_kinds(12)
+    assert kinds[:5].tolist() == [UNCLASSIFIED, DISTINCT, UNCLASSIFIED, DISTINCT, UNCLASSIFIED]
+    found = table(SCAN, observe_checkpoint(checkpoint, (SCAN,), settings)["scan"])
+    both = tokens.encoder_input_tokens, tokens.decoder_input_tokens
+    for head, metrics in by_brute_force(FORMS["v1_0"], checkpoint.flat, *both, kinds).items():
+        for name, value in metrics.items():
+            assert found[head][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (head, name)
+    by_itself = ActivationSettings(tokens).key_kinds(12)
+    np.testing.assert_array_equal(by_itself, key_kinds(tokens.texts(), 12))
+
+
+def test_by_default_all_of_the_built_in_text_is_the_corpus():
+    settings = default_settings([SCAN])
+    assert settings.describe_corpus()["sequences"] > 10 * settings.describe()["tokens"]["sequences"]
+    distinct = settings.key_kinds(259) == DISTINCT
+    assert distinct[[ord(c) + 3 for c in "=-{"]].all()
+    assert not distinct[[ord(c) + 3 for c in "aeiou "]].any()
+    assert default_settings([HEADS]).corpus is None
 
 
 def test_without_a_corpus_or_with_one_of_another_vocabulary_it_says_so():
@@ -170,7 +182,18 @@ def test_without_a_corpus_or_with_one_of_another_vocabulary_it_says_so():
         ActivationSettings(tokens, corpus=corpus).refuse_other_models(checkpoint.parameters, "made")
 
 
-def test_a_run_is_resumed_joined_by_other_measures_and_refused_with_another_corpus(tmp_path):
+def test_a_run_is_resumed_joined_by_other_measures_and_refused_with_another_corpus(
+    tmp_path, monkeypatch
+):
+    def observe_made(checkpoint, measures, settings, passes):
+        profile = {"common_at_7": 1 - checkpoint.step / 10, "distinct_at_7": checkpoint.step / 10}
+        made = {name: values[0] for name, values in statistics([profile], [1.0]).items()}
+        return {
+            m.name: {HEAD: {n: np.asarray(made.get(n, 1.0)) for n in m.statistics}}
+            for m in measures
+        }
+
+    monkeypatch.setattr(run_activations, "observe_checkpoint", observe_made)
     trajectory = saturation.open_trajectory(write_trajectory(tmp_path / "t", (0, 10), vocab=12))
     _, tokens = checkpoint_and_tokens()
     other = TokenBatch(*(np.array([[1, 2], [1, 2]], np.int32),) * 2, "other")
@@ -187,9 +210,8 @@ def test_a_run_is_resumed_joined_by_other_measures_and_refused_with_another_corp
     assert measured(["heads"], other).computed == 2, "heads needs no corpus"
     with pytest.raises(ResultsError, match="on other common and distinct tokens"):
         measured(["scan"], other)
-    table = saturation.load_results(run).query("scope == @HEAD")
-    values = table.pivot_table("value", "metric", "step")
-    assert values.loc["distance_to_last", 0] > 0.001
-    assert values.loc["distance_to_last", 10] == 0
+    values = saturation.load_results(run).query("measure == 'scan' and scope == @HEAD")
+    values = values.pivot_table("value", "metric", "step")
+    assert values.loc["mass_distinct"].tolist() == [0, 1]
+    assert values.loc["distance_to_last"].tolist() == [1, 0]
     assert values.loc["snapped"].tolist() == [0, 1]
-    assert values.loc["attention_entropy"].tolist() == pytest.approx(values.loc["entropy"].tolist())
