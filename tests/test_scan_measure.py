@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from activation_cases import (
@@ -26,7 +27,15 @@ from saturation.measures.cooccurrence import COMMON, DISTINCT, KINDS, UNCLASSIFI
 from saturation.measures.forwards import Forwards
 from saturation.measures.heads import HEADS
 from saturation.measures.reduce import enable_x64
-from saturation.measures.scan import CELLS, DISTANCES, SCAN, STATISTICS, distance_cells, settled
+from saturation.measures.scan import (
+    CELLS,
+    DISTANCES,
+    SCAN,
+    STATISTICS,
+    by_distance,
+    distance_cells,
+    settled,
+)
 from saturation.run_activations import ActivationSettings, default_settings, observe_checkpoint
 
 HEAD = "encoder/layers_0/attention/head_0"
@@ -97,11 +106,19 @@ def test_the_profile_is_the_attention_by_kind_and_distance():
 
 
 def test_distances_share_cells_by_powers_of_two():
-    cells = distance_cells(1, 200)[0]
+    cells = distance_cells(np.arange(200))
     bounds = [0, 1, 2, 3, 5, 9, 17, 33, 65]
     assert [int(np.flatnonzero(cells == 8 + i)[0]) for i in range(9)] == bounds
     assert cells[-1] == DISTANCES - 1
-    np.testing.assert_array_equal(distance_cells(200, 1)[:, 0], 16 - cells)
+    np.testing.assert_array_equal(distance_cells(-np.arange(200)), 16 - cells)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(5, 9), (9, 5), (1, 1), (80, 70)])
+def test_sums_by_distance(queries, keys):
+    weights = np.random.default_rng(0).random((2, queries, keys)).astype(np.float32)
+    cells = distance_cells(np.arange(keys) - np.arange(queries)[:, None])
+    expected = [[head[cells == cell].sum() for cell in range(DISTANCES)] for head in weights]
+    np.testing.assert_allclose(by_distance(jnp.asarray(weights)), expected, rtol=1e-5)
 
 
 # --- through training ---------------------------------------------------------------------------

@@ -51,55 +51,61 @@ def head_sums(attention: AttentionWeights, kinds: Array) -> dict[str, Array]:
       kinds: int, (batch, key): the place in `KINDS` of each key's token.
     """
     import jax.numpy as jnp
-    from jax.nn import one_hot
     from jax.scipy.special import entr
 
     wide = jnp.result_type(float)
-    queries = attention.queries[:, None, :]
     # Of the queries that hold no token nothing counts, whatever stands there.
-    weights = jnp.where(queries[..., None], attention.soft, 0).astype(wide)
+    weights = jnp.where(attention.queries[:, None, :, None], attention.soft, 0)
     heads = weights.shape[1]
-    is_kind = one_hot(kinds, len(KINDS), dtype=wide)
-    share = jnp.einsum("bqk,bkc->bqc", attention.uniform, is_kind)
-    on_distinct = jnp.einsum("bhqk,bk->hbq", weights, is_kind[..., DISTINCT])
-    excess = on_distinct - share[..., DISTINCT]
+    # Products are elementwise and not of matrices, so that --fast takes no digit from a sum.
+    of_kind = [kinds == kind for kind in range(len(KINDS))]
+    on_kind = [jnp.where(is_kind[:, None, None], weights, 0) for is_kind in of_kind]
+    share = [
+        (attention.uniform * is_kind[:, None].astype(wide)).sum(axis=-1) for is_kind in of_kind
+    ]
+    on_distinct = jnp.moveaxis(on_kind[DISTINCT].sum(axis=-1).astype(wide), 1, 0)
     uniform = {
         "uniform_entropy": jnp.log(jnp.maximum(attention.allowed, 1).astype(wide)),
-        "uniform_common": share[..., COMMON],
-        "uniform_distinct": share[..., DISTINCT],
+        "uniform_common": share[COMMON],
+        "uniform_distinct": share[DISTINCT],
     }
     of_queries = {
         "tokens": attention.queries.sum(),
         **{n: jnp.where(attention.queries, x, 0).sum() for n, x in uniform.items()},
     }
+    by_kind = jnp.stack([on.sum(axis=0).astype(wide) for on in on_kind], axis=1)
     return {
         **{name: jnp.full(heads, total).astype(wide) for name, total in of_queries.items()},
-        "entropy": entr(weights).sum(axis=(0, 2, 3)),
-        **_profile(weights, is_kind),
-        **sums_over_sequences(EXCESS, excess, attention.queries),
+        "entropy": entr(weights).sum(axis=-1).astype(wide).sum(axis=(0, 2)),
+        **dict(zip(CELLS, by_distance(by_kind).reshape(heads, -1).T, strict=True)),
+        **sums_over_sequences(EXCESS, on_distinct - share[DISTINCT], attention.queries),
     }
 
 
-def _profile(weights: Array, is_kind: Array) -> dict[str, Array]:
-    """Return {cell: (heads,)}: the attention on each kind of token at each distance."""
+def by_distance(weights: Array) -> Array:
+    """Return the sums of (…, query, key) over each cell of distances, (…, DISTANCES).
+
+    Turned over, padded by as many columns as there are rows, and read in rows one shorter, each row
+    is shifted by one against the next, so that a diagonal of the array is a column.
+    """
     import jax.numpy as jnp
 
-    by_kind = jnp.stack(
-        [(weights * is_kind[:, None, None, :, c]).sum(axis=0) for c in range(len(KINDS))], axis=1
-    )
-    cells = distance_cells(*weights.shape[2:])
-    at_distance = jnp.asarray(cells[..., None] == np.arange(DISTANCES), by_kind.dtype)
-    profile = jnp.einsum("hcqk,qkd->hcd", by_kind, at_distance)
-    return dict(zip(CELLS, profile.reshape(len(profile), -1).T, strict=True))
+    *heads, queries, keys = weights.shape
+    padded = jnp.pad(jnp.flip(weights, -2), [(0, 0)] * (len(heads) + 1) + [(0, queries)])
+    length = queries + keys - 1
+    rows = padded.reshape(*heads, -1)[..., : queries * length]
+    diagonals = rows.reshape(*heads, queries, length).sum(axis=-2)
+    cells = distance_cells(np.arange(length) - (queries - 1))
+    is_cell = jnp.asarray(cells == np.arange(DISTANCES)[:, None])
+    return jnp.where(is_cell, diagonals[..., None, :], 0).sum(axis=-1)
 
 
-def distance_cells(queries: int, keys: int) -> np.ndarray:
-    """Return the cell of every distance key - query, (queries, keys), from furthest behind on.
+def distance_cells(distance: np.ndarray) -> np.ndarray:
+    """Return the cell of each distance key - query, from 0 for the furthest behind on.
 
     A cell is a distance of 0, ±1, ±2, ±3 to 4, … ±33 to 64, or beyond. Positions of
     cross-attention are those in their own sequences.
     """
-    distance = np.arange(keys) - np.arange(queries)[:, None]
     nearness = np.searchsorted(NEAREST, np.abs(distance), side="left") + 1
     return np.sign(distance) * nearness + DISTANCES // 2
 
