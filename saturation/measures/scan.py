@@ -34,13 +34,11 @@ LEAST_MOVE = 0.01  # of its attention, or of the entropy of uniform attention: l
 
 
 def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
-    """Return the sums of every head, {path of its attention/head_j: {statistic: scalar}}."""
-    found = {}
-    for path, attention in forwards.attentions.items():
-        by_head = head_sums(attention, forwards.kinds_of_keys(path))
-        for head in range(forwards.config.num_heads):
-            found[f"{path}/head_{head}"] = {name: sums[head] for name, sums in by_head.items()}
-    return found
+    """Return the sums of the heads of every attention, {its path/head_*: {statistic: (heads,)}}."""
+    return {
+        f"{path}/head_*": head_sums(attention, forwards.kinds_of_keys(path))
+        for path, attention in forwards.attentions.items()
+    }
 
 
 def head_sums(attention: AttentionWeights, kinds: Array) -> dict[str, Array]:
