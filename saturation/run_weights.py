@@ -8,6 +8,7 @@ steps.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import deque
@@ -57,14 +58,14 @@ class WeightStream:
         self.trajectory, self.parameters, self.folder = trajectory, parameters, folder
         self.progress, self.stop = progress, stop
         self.nonfinite: list[tuple[int, str, int]] = []
-        self._device = jax.local_devices()[0]
-        self._buffers = Buffers()
+        self._platform = _platform()
+        self._mine = _OfThread()
         self._halt = threading.Event()
 
     def run(self, todo: Sequence[Job]) -> None:
         """Do all jobs; after an error or a stop, finish the jobs at hand and begin no other."""
         self.progress.start(bytes_to_read(todo, self.parameters) / jax.process_count())
-        workers = _workers(self._device.platform)
+        workers = _workers(self._platform)
         ahead = blocks_ahead(self.trajectory)
         reading = ThreadPoolExecutor(workers * (1 + ahead), "read") if ahead else nullcontext()
         errors, halted = [], False
@@ -90,7 +91,7 @@ class WeightStream:
     ) -> tuple[Job, dict[str, Totals]] | None:
         if self.stop.is_set() or self._halt.is_set():
             return None
-        with enable_x64(accumulation(self._device.platform) == "float64"):
+        with enable_x64(accumulation(self._platform) == "float64"):
             return job, {name: self._measure(job, name, readers) for name in job.names}
 
     def _write(self, finished: Future[tuple[Job, dict[str, Totals]] | None]) -> bool:
@@ -148,18 +149,18 @@ class WeightStream:
         self, job: Job, name: str, box: Box, steps: Sequence[int], readers: Executor | None
     ) -> Iterator[np.ndarray]:
         """Yield the statistics of one block at each step."""
-        platform = self._device.platform
+        platform = self._platform
         kernel = block_statistics(job.measures, platform)
         count = np.int32(np.prod([part.stop - part.start for part in box]))
         dtype = _common_dtype({self.trajectory[step].parameters[name].dtype for step in steps})
         number = 3 + blocks_ahead(self.trajectory) + (platform != "cpu")
-        buffers = self._buffers.take(number, capacity(int(count), platform), dtype)
+        buffers = self._mine.buffers.take(number, capacity(int(count), platform), dtype)
         under_way: deque[jax.Array] = deque()
         first = previous = None
         for now in read_through(self.trajectory, name, box, steps, buffers, readers):
             # The CPU uses an aligned buffer where it lies, for as long as the call takes.
             if platform != "cpu":
-                now = jax.device_put(now, self._device)
+                now = jax.device_put(now, self._mine.device)
             first = now if first is None else first
             under_way.append(kernel(count, now, now if previous is None else previous, first))
             previous = now
@@ -169,6 +170,17 @@ class WeightStream:
             self.progress.advance(int(count) * dtype.itemsize)
         for rest in under_way:
             yield np.asarray(rest, np.float64)
+
+
+class _OfThread(threading.local):
+    """What a worker thread has of its own: buffers, and a device, dealt out in turn."""
+
+    def __init__(self) -> None:
+        devices = jax.local_devices()
+        self.buffers, self.device = Buffers(), devices[next(_threads) % len(devices)]
+
+
+_threads = itertools.count()
 
 
 def _with_carried(totals: Totals, measures: Sequence[WeightMeasure]) -> Totals:
@@ -201,8 +213,12 @@ def _common_dtype(dtypes: set[np.dtype]) -> np.dtype:
     return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
 
 
+def _platform() -> str:
+    return jax.local_devices()[0].platform
+
+
 def _workers(platform: str) -> int:
     """Return how many arrays are streamed at once: one a core, two to keep an accelerator busy."""
     if platform != "cpu":
-        return 2
+        return 2 * jax.local_device_count()
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

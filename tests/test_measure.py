@@ -7,13 +7,14 @@ import json
 import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 from made_trajectory import canonical, t5_arrays, write_trajectory
 
 import saturation
-from saturation import plan, run, stream
+from saturation import plan, run, run_weights, stream
 from saturation.checkpoints.base import Parameter
 from saturation.errors import MeasureError, ResultsError, Stopped
 from saturation.parts import status
@@ -143,6 +144,30 @@ def test_blocks_and_lanes_give_what_whole_arrays_give(
     monkeypatch.setattr(stream, "BLOCK_BYTES", 600)
     blocked = measured(folder, tmp_path / "r")
     pd.testing.assert_frame_equal(blocked, table, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_accelerators_share_the_arrays_and_give_the_same_table(
+    folder: Path,
+    table: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+) -> None:
+    """Eight simulated devices take an accelerator's way: buffers are sent, two are under way."""
+    used = set()
+    put = jax.device_put
+
+    def noted(x: np.ndarray, device: jax.Device) -> jax.Array:
+        used.add(device)
+        return put(x, device)
+
+    monkeypatch.setattr(run_weights, "_platform", lambda: platform)
+    monkeypatch.setattr(run_weights.jax, "device_put", noted)
+    found = measured(folder, tmp_path / "r")
+    assert len(used) > 1
+    close = {"gpu": 1e-12, "tpu": 1e-6}[platform]
+    pd.testing.assert_frame_equal(found, table, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
