@@ -12,9 +12,8 @@ import pytest
 
 from saturation.attention import tempered_softmax
 from saturation.errors import LimitError
-from saturation.limit import LeakWarning, Limit, count_ties, saturate, scale_parameters
+from saturation.limit import LeakWarning, Limit, saturate, scale_parameters
 from saturation.measures.reduce import enable_x64
-from saturation.models import T5, T5Config
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((5, 6))
@@ -125,68 +124,6 @@ def test_closed_forms(function: Callable, degree: int, value: float) -> None:
     else:  # the static degree is an upper bound: where coefficients cancel it reports the zero
         assert found.degree > degree
         assert float(found.value) == 0.0
-
-
-FORMS = {
-    "v1_0": {"mlp_activations": ("relu",), "logits_via_embedding": True},
-    "v1_1": {"mlp_activations": ("gelu", "linear"), "logits_via_embedding": False},
-    "umt5": {
-        "mlp_activations": ("gelu", "linear"),
-        "logits_via_embedding": False,
-        "per_layer_relative_bias": True,
-    },
-}
-# Repeated tokens: their scores tie exactly in the first layer, where the relative bias must decide.
-ENCODER = np.array([[3, 4, 4, 4, 5, 3, 3, 9, 4, 1, 0, 0], [5] * 11 + [1]], np.int32)
-DECODER = np.array([[0, 4, 4, 7, 7, 4, 2], [0, 5, 5, 5, 5, 5, 1]], np.int32)
-
-
-def t5(form: str) -> tuple[Callable, dict]:
-    sizes = {"vocab_size": 30, "emb_dim": 16, "num_heads": 4, "head_dim": 3, "mlp_dim": 24}
-    config = T5Config(**sizes, num_encoder_layers=2, num_decoder_layers=2, **FORMS[form])
-    model = T5(config)
-    tree = nn.unbox(model.init(jax.random.key(0), ENCODER, DECODER)["params"])
-    parameters = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), tree)
-
-    def run(params, encoder, decoder):
-        logits, taps = model.apply({"params": params}, encoder, decoder)
-        return {**taps, "logits": logits}
-
-    return run, parameters
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_t5_comes_to_its_limit_as_c_squared(form: str) -> None:
-    run, parameters = t5(form)
-    found = jax.jit(saturate(run))(parameters, ENCODER, DECODER)
-    block = 3 if form == "v1_0" else 5  # a gated feed-forward has two more degrees
-    for name, limit in found.items():
-        expected = block if "layers_" in name else {"logits": 2}.get(name, 1)
-        assert limit.degree == expected, name
-        assert bool(limit.valid.all()), name
-    forward = jax.jit(run)
-    for name in found:
-        gaps = {}
-        for c in (1e1, 1e2, 1e3, 1e4, 1e5, 1e6):
-            value = forward(scale_parameters(parameters, c), ENCODER, DECODER)[name]
-            gaps[c] = gap(found[name], value)
-        assert gaps[1e6] < 1e-12, name
-        assert gaps[1e4] <= 2e-4 * gaps[1e2] + 1e-28, (name, gaps)
-
-
-def test_the_relative_bias_decides_ties_only_with_four_terms() -> None:
-    run, parameters = t5("v1_0")
-    counts = {
-        terms: int(jax.jit(count_ties(run, terms))(parameters, ENCODER, DECODER))
-        for terms in (3, 4, 5)
-    }
-    assert counts[3] > counts[4] > 0, "three terms do not see the bias; repeated tokens stay tied"
-    assert counts[4] == counts[5], "what is tied in four terms is truly tied"
-    four, five = (
-        jax.jit(saturate(run, terms))(parameters, ENCODER, DECODER)["decoder/final"]
-        for terms in (4, 5)
-    )
-    np.testing.assert_allclose(four.value, five.value, rtol=1e-12, atol=1e-12)
 
 
 def test_it_works_under_jit_and_vmap_of_the_data() -> None:

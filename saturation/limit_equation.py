@@ -1,0 +1,54 @@
+"""What a rule of `saturate` is given: an equation of a jaxpr, and who applies it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+from saturation.errors import LimitError
+from saturation.limit_series import Plain, Series, Value
+
+
+@runtime_checkable
+class Interpreter(Protocol):
+    """What a rule may ask of the interpreter that applies it."""
+
+    terms: int
+
+    def count_ties(self, count: jax.Array) -> None:
+        """Count elements that were equal in all kept terms where one of them had to be chosen."""
+        ...
+
+    def run(self, closed: Any, inputs: Sequence[Value]) -> list[Value]:
+        """Return the outputs of a closed jaxpr."""
+        ...
+
+
+Rule = Callable[[Interpreter, Any, Sequence[Value]], list[Value]]
+
+
+def bind(eqn: Any, *arrays: jax.Array) -> Any:
+    """Apply an equation's primitive to arrays, as JAX would."""
+    return eqn.primitive.bind(*arrays, **eqn.params)
+
+
+def like(eqn: Any, output: int = 0) -> jax.ShapeDtypeStruct:
+    """Return shape and dtype of an equation's output."""
+    aval = eqn.outvars[output].aval
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def plain(eqn: Any, value: Value) -> Plain:
+    """Return an input that must not grow with the parameters.
+
+    Raises:
+      LimitError: it does.
+    """
+    if isinstance(value, Series):
+        raise LimitError(
+            f"`{eqn.primitive.name}` takes a quantity of degree {value.degree} as an index or a "
+            "condition, which has no limit."
+        )
+    return value

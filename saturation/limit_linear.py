@@ -1,0 +1,115 @@
+"""Rules of the primitives that are linear in what they are given, on each power of c apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from saturation.errors import LimitError
+from saturation.limit_equation import Interpreter, Rule, bind, like, plain
+from saturation.limit_series import (
+    Coefficient,
+    Plain,
+    Series,
+    Value,
+    align,
+    as_series,
+    make,
+    settled,
+)
+
+# Each element of the output is one of the input: these take a mask as it is.
+MOVES = frozenset(("broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "rev", "tile"))
+_SUMS = frozenset(("reduce_sum", "cumsum", "reduce_window_sum"))
+
+
+def linear(*operands: int) -> Rule:
+    """Return the rule of a primitive that is linear in these inputs together (none named: in all).
+
+    It acts on the coefficients of each power apart; the other inputs (indices) are no series.
+    """
+
+    def rule(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+        chosen = operands or tuple(range(len(inputs)))
+        fixed = {i: plain(eqn, v) for i, v in enumerate(inputs) if i not in chosen}
+        moving = [as_series(inputs[i], interpreter.terms) for i in chosen]
+        degree, aligned = align(moving)
+
+        def apply(parts: Sequence[Coefficient]) -> Coefficient:
+            if all(part is None for part in parts):
+                return None
+            pairs = zip(parts, moving, strict=True)
+            filled = [jnp.zeros_like(m.example) if p is None else p for p, m in pairs]
+            arrays = {i: v.array for i, v in fixed.items()} | dict(zip(chosen, filled, strict=True))
+            result = bind(eqn, *(arrays[i] for i in range(len(inputs))))
+            return result[0] if isinstance(result, list | tuple) else result
+
+        def where(masks: Sequence[Coefficient]) -> jax.Array | None:
+            """What a mask becomes: outputs that any of its elements goes into."""
+            if eqn.primitive.name in MOVES:
+                return None if masks[0] is None else bind(eqn, masks[0])
+            parts = [None if m is None else m.astype(moving[0].example.dtype) for m in masks]
+            result = apply(parts)
+            return None if result is None else result != 0
+
+        coefficients = [apply(parts) for parts in zip(*aligned, strict=True)]
+        invalid = where([m.invalid for m in moving])
+        if any(v.invalid is not None for v in fixed.values()):
+            invalid = jnp.ones(like(eqn).shape, bool)  # an index without a limit may point anywhere
+        noise = None
+        if any(m.noise is not None for m in moving):
+            told = where([_told(m, parts[0]) for m, parts in zip(moving, aligned, strict=True)])
+            noise = None if told is None else ~told
+        infinite = any(m.infinite for m in moving)
+        result = make(degree, coefficients, like(eqn), invalid, infinite, noise)
+        return [settled(result) if eqn.primitive.name in _SUMS else result]
+
+    return rule
+
+
+def _told(x: Series, leading: Coefficient) -> Coefficient:
+    """Where a leading coefficient is told from 0."""
+    if leading is None:
+        return None
+    if x.noise is None or leading is not x.coefficients[0]:
+        return leading != 0
+    return (leading != 0) & ~x.noise
+
+
+def split(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """A linear primitive with several outputs."""
+    (x,) = (as_series(value, interpreter.terms) for value in inputs)
+    parts = [None if c is None else bind(eqn, c) for c in x.coefficients]
+    masks = None if x.invalid is None else bind(eqn, x.invalid.astype(x.example.dtype))
+    return [
+        make(
+            x.degree,
+            [None if p is None else p[i] for p in parts],
+            like(eqn, i),
+            None if masks is None else masks[i] != 0,
+            x.infinite,
+        )
+        for i in range(len(eqn.outvars))
+    ]
+
+
+def identity(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """A primitive that hands its inputs on."""
+    return list(inputs)
+
+
+def conversion(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """A change of dtype; a series can become another float or a truth value."""
+    x = as_series(inputs[0], interpreter.terms)
+    target = like(eqn).dtype
+    if target == jnp.bool_:
+        return [Plain(x.nonzero(), x.invalid)]
+    if not jnp.issubdtype(target, jnp.floating):
+        raise LimitError(
+            f"A quantity of degree {x.degree} is converted to {target}, which has no limit."
+        )
+    parts = [None if c is None else c.astype(target) for c in x.coefficients]
+    return [make(x.degree, parts, like(eqn), x.invalid, x.infinite, x.noise)]
