@@ -40,6 +40,11 @@ def like(eqn: Any, output: int = 0) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
+def axes_of(eqn: Any) -> tuple[int, ...]:
+    """Return the axes that an equation reduces."""
+    return tuple(map(int, eqn.params["axes"]))
+
+
 def plain(eqn: Any, value: Value) -> Plain:
     """Return an input that must not grow with the parameters.
 

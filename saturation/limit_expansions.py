@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import mul
 from typing import Any
 
 import jax
@@ -50,11 +52,13 @@ def product(params: dict[str, Any], x: jax.Array) -> jax.Array:
     """reduce_prod."""
     for axis in sorted(params["axes"], reverse=True):
         x = jnp.moveaxis(x, axis, 0)
+        left_over = []  # apart: beside products of more factors it would have another degree
         while len(x) > 1:
             half = len(x) // 2
-            pairs = x[:half] * x[half : 2 * half]
-            x = jnp.concatenate([pairs, x[2 * half :]]) if len(x) % 2 else pairs
-        x = x[0] if len(x) else jnp.ones(x.shape[1:], x.dtype)
+            if len(x) % 2:
+                left_over.append(x[-1])
+            x = x[:half] * x[half : 2 * half]
+        x = reduce(mul, left_over, x[0] if len(x) else jnp.ones(x.shape[1:], x.dtype))
     return x
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from saturation.errors import LimitError
-from saturation.limit_equation import bind, like, plain
+from saturation.limit_equation import axes_of, bind, like, plain
 from saturation.limit_linear import MOVES
 from saturation.limit_order import select
 from saturation.limit_rules import RULES
@@ -122,7 +123,9 @@ class SeriesInterpreter:
     def _apply_plain(self, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         given = [plain(eqn, value) for value in inputs]
         known = not any(isinstance(value.array, jax.core.Tracer) for value in given)
-        with jax.ensure_compile_time_eval() if self._folding and known else nullcontext():
+        # Numbers stay known: an exponent, which branch, how many turns.
+        folded = known and (self._folding or all(value.array.size == 1 for value in given))
+        with jax.ensure_compile_time_eval() if folded else nullcontext():
             result = bind(eqn, *(value.array for value in given))
         outputs = list(result) if eqn.primitive.multiple_results else [result]
         invalid = _spread(eqn, given, outputs)
@@ -149,36 +152,34 @@ class SeriesInterpreter:
             if len(turns) > 1 and _form(before) == _form(carry):
                 part = slice(min(turns), max(turns) + 1)
                 rest = [jax.tree.map(lambda a, part=part: a[part], one) for one in sequences]
-                carry, others = self._loop(p["jaxpr"], constants, carry, rest, backwards)
+                step = partial(self._turn, p["jaxpr"], constants)
+                state = (self.ties, carry)
+                (self.ties, carry), others = jax.lax.scan(
+                    step, state, rest, length=len(turns), reverse=backwards
+                )
                 pieces.append(others)
                 turns = []
+        if not pieces:
+            nothing = (like(eqn, i) for i in range(carried, len(eqn.outvars)))
+            return [*carry, *(Plain(jnp.zeros_like(each)) for each in nothing)]
         ordered = pieces[:: -1 if backwards else 1]
         return [*carry, *(concatenate(parts, self.terms) for parts in zip(*ordered, strict=True))]
 
-    def _loop(
-        self,
-        jaxpr: ClosedJaxpr,
-        constants: list[Value],
-        carry: list[Value],
-        sequences: list[Value],
-        backwards: bool,
-    ) -> tuple[list[Value], list[Value]]:
-        """The turns of a scan whose carry keeps its form, as a scan of their own."""
-
-        def turn(state: Any, here: list[Value]) -> Any:
-            self.ties, carried = state
-            outputs = self.run(jaxpr, [*constants, *carried, *here])
-            return (self.ties, outputs[: len(carried)]), outputs[len(carried) :]
-
-        state = (self.ties, carry)
-        (self.ties, carry), others = jax.lax.scan(turn, state, sequences, reverse=backwards)
-        return carry, others
+    def _turn(
+        self, jaxpr: ClosedJaxpr, constants: list[Value], state: Any, here: list[Value]
+    ) -> Any:
+        """One turn of a scan whose carry keeps its form, for a scan to repeat."""
+        self.ties, carry = state
+        outputs = self.run(jaxpr, [*constants, *carry, *here])
+        return (self.ties, outputs[: len(carry)]), outputs[len(carry) :]
 
     def cond(self, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         """Evaluate every branch and choose: their degrees may differ."""
         which, *operands = inputs
-        index = plain(eqn, which)
-        branches = [self.run(branch, operands) for branch in eqn.params["branches"]]
+        index, branches = plain(eqn, which), eqn.params["branches"]
+        if index.invalid is None and not isinstance(index.array, jax.core.Tracer):
+            return self.run(branches[int(index.array)], operands)
+        branches = [self.run(branch, operands) for branch in branches]
         return [
             select(index, cases, like(eqn, i), self.terms)
             for i, cases in enumerate(zip(*branches, strict=True))
@@ -247,7 +248,7 @@ def _spread(
     if name in MOVES and len(inputs) == 1:
         return [bind(eqn, masks[0])]
     if name in ("reduce_and", "reduce_or", "reduce_sum", "reduce_max", "reduce_min", "argmax"):
-        return [jnp.any(masks[0], axis=tuple(eqn.params["axes"]))]
+        return [jnp.any(masks[0], axis=axes_of(eqn))]
     spoilt = either(*(jnp.any(mask) for mask in masks))
     return [jnp.broadcast_to(spoilt, output.shape) for output in outputs]
 

@@ -17,6 +17,7 @@ from saturation.limit_series import (
     Value,
     align,
     as_series,
+    either,
     make,
     settled,
 )
@@ -56,9 +57,9 @@ def linear(*operands: int) -> Rule:
             return None if result is None else result != 0
 
         coefficients = [apply(parts) for parts in zip(*aligned, strict=True)]
-        invalid = where([m.invalid for m in moving])
-        if any(v.invalid is not None for v in fixed.values()):
-            invalid = jnp.ones(like(eqn).shape, bool)  # an index without a limit may point anywhere
+        masks = [where([m.invalid for m in moving]), *(_misled(eqn, v) for v in fixed.values())]
+        present = [mask for mask in masks if mask is not None]
+        invalid = either(*present) if present else None
         noise = None
         if any(m.noise is not None for m in moving):
             told = where([_told(m, parts[0]) for m, parts in zip(moving, aligned, strict=True)])
@@ -68,6 +69,18 @@ def linear(*operands: int) -> Rule:
         return [settled(result) if eqn.primitive.name in _SUMS else result]
 
     return rule
+
+
+def _misled(eqn: Any, index: Plain) -> jax.Array | None:
+    """Where an output depends on an index that has no limit, and so may be any element."""
+    if index.invalid is None:
+        return None
+    shape = like(eqn).shape
+    if eqn.primitive.name != "gather":
+        return jnp.broadcast_to(jnp.any(index.invalid), shape)
+    window = eqn.params["dimension_numbers"].offset_dims
+    batch = [axis for axis in range(len(shape)) if axis not in window]
+    return jax.lax.broadcast_in_dim(jnp.any(index.invalid, axis=-1), shape, batch)
 
 
 def _told(x: Series, leading: Coefficient) -> Coefficient:

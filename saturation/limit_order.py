@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saturation.limit_equation import Interpreter, Rule, like, plain
+from saturation.limit_equation import Interpreter, Rule, axes_of, like, plain
 from saturation.limit_series import (
     Coefficient,
     Like,
@@ -130,7 +130,24 @@ def count_ties(
 def maximum(x: Value, y: Value, shaped: Like, terms: int, larger: bool = True) -> Value:
     """Return max(x, y), or min(x, y); without a limit where either has none."""
     second = less(x, y, terms) if larger else less(y, x, terms)
-    return select(Plain(second, join_invalid(x, y)), (x, y), shaped, terms)
+    found = select(Plain(second, join_invalid(x, y)), (x, y), shaped, terms)
+    return _bounded(found, x, y, larger)
+
+
+def _bounded(found: Value, x: Value, y: Value, larger: bool) -> Value:
+    """A maximum or minimum with what is known of it: min(max(x, 0), 6) does not grow."""
+    lower, higher = sorted((x, y), key=lambda value: getattr(value, "degree", 0))
+    base = getattr(lower, "degree", 0)
+    if not isinstance(found, Series) or not isinstance(higher, Series) or found.infinite:
+        return found
+    gap = higher.degree - base
+    if gap == 0:
+        return found
+    sign = 1 if larger else -1
+    if higher.sided is None or higher.sided[0] == sign or higher.sided[1] > base:
+        return replace(found, sided=(sign, base))
+    kept = [*[None] * gap, *found.coefficients[gap:]][: found.terms]
+    return make(found.degree, kept, found.example, found.invalid)
 
 
 def comparison(holds: Callable[[Value, Value, int], jax.Array]) -> Rule:
@@ -143,7 +160,7 @@ def comparison(holds: Callable[[Value, Value, int], jax.Array]) -> Rule:
     return rule
 
 
-COMPARISONS = {
+COMPARISONS: dict[str, Rule] = {
     "lt": comparison(less),
     "gt": comparison(lambda x, y, terms: less(y, x, terms)),
     "le": comparison(lambda x, y, terms: ~less(y, x, terms)),
@@ -151,6 +168,8 @@ COMPARISONS = {
     "eq": comparison(equal),
     "ne": comparison(lambda x, y, terms: ~equal(x, y, terms)),
 }
+# A total order of floats, which searches use, differs from these in NaN and −0 alone.
+COMPARISONS |= {f"{name}_to": COMPARISONS[name] for name in ("lt", "le", "eq")}
 
 
 def extreme(larger: bool) -> Rule:
@@ -207,7 +226,7 @@ def reduction(largest: bool) -> Rule:
     """Return the rule of reduce_max, or reduce_min: lexicographic, ties counted."""
 
     def rule(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-        x, axes = as_series(inputs[0], interpreter.terms), tuple(eqn.params["axes"])
+        x, axes = as_series(inputs[0], interpreter.terms), axes_of(eqn)
         found, attained = extremes(x, axes, largest)
         interpreter.count_ties(count_ties(found, attained, axes))
         kept = [None if c is None else jnp.squeeze(c, axes) for c in found]
@@ -221,7 +240,7 @@ def position(largest: bool) -> Rule:
     """Return the rule of argmax, or argmin: the first place that attains the extreme."""
 
     def rule(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-        x, axes = as_series(inputs[0], interpreter.terms), tuple(eqn.params["axes"])
+        x, axes = as_series(inputs[0], interpreter.terms), axes_of(eqn)
         found, attained = extremes(x, axes, largest)
         interpreter.count_ties(count_ties(found, attained, axes))
         place = jnp.argmax(attained, axis=axes[0]).astype(like(eqn).dtype)

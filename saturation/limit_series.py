@@ -58,7 +58,7 @@ class Plain:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["coefficients", "invalid", "noise"],
-    meta_fields=["degree", "infinite"],
+    meta_fields=["degree", "infinite", "sided"],
 )
 @dataclass(frozen=True)
 class Series:
@@ -72,6 +72,8 @@ class Series:
       infinite: whether the first coefficient may hold ±∞.
       noise: bool, of the coefficients' shape, where the first coefficient is 0, or is left of a sum
         that cancelled down to rounding: nothing to divide by. None for nowhere.
+      sided: (sign, degree): the terms above that degree are known to be together ≥ 0, or ≤ 0, as
+        those of max(x, 1) are above 0; None if nothing is known.
     """
 
     degree: int
@@ -79,6 +81,7 @@ class Series:
     invalid: jax.Array | None = None
     infinite: bool = False
     noise: jax.Array | None = None
+    sided: tuple[int, int] | None = None
 
     @property
     def terms(self) -> int:
@@ -180,21 +183,22 @@ def without(where: jax.Array, x: jax.Array) -> jax.Array:
 
 def concatenate(values: Sequence[Value], terms: int) -> Value:
     """Return values one behind the other along their first axis, aligned to one degree."""
-    if all(isinstance(value, Plain) and value.invalid is None for value in values):
-        return Plain(jnp.concatenate([as_series(value, terms).example for value in values]))
-    parts = [as_series(value, terms) for value in values]
-    degree, aligned = align(parts)
 
     def join(options: Sequence[Coefficient], dtype: Any) -> Coefficient:
         if all(option is None for option in options):
             return None
-        filled = zip(options, parts, strict=True)
-        return jnp.concatenate([jnp.zeros(s.shape, dtype) if o is None else o for o, s in filled])
+        filled = zip(options, values, strict=True)
+        return jnp.concatenate([jnp.zeros(v.shape, dtype) if o is None else o for o, v in filled])
 
+    invalid = join([value.invalid for value in values], bool)
+    arrays = [value.array for value in values if isinstance(value, Plain)]
+    if len(arrays) == len(values):
+        return Plain(jnp.concatenate(arrays), invalid)
+    parts = [as_series(value, terms) for value in values]
+    degree, aligned = align(parts)
     dtype = parts[0].example.dtype
     coefficients = [join(options, dtype) for options in zip(*aligned, strict=True)]
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-    invalid = join([part.invalid for part in parts], bool)
     infinite = any(part.infinite for part in parts)
     return make(degree, coefficients, jax.ShapeDtypeStruct(shape, dtype), invalid, infinite)
 
@@ -243,7 +247,8 @@ def _cancelled(
         noise = x.noise if b is None else y.noise
         return None if noise is None else jnp.broadcast_to(noise, total.shape)
     rounding = CANCELLED * jnp.finfo(total.dtype).eps
-    noise = jnp.abs(total) <= rounding * jnp.maximum(jnp.abs(a), jnp.abs(b))
+    least = rounding * jnp.maximum(jnp.abs(a), jnp.abs(b))
+    noise = (total == 0) | (jnp.abs(total) < least)
     if x.noise is None and y.noise is None:
         return noise
     nothing = ((c == 0) if s.noise is None else s.noise for c, s in ((a, x), (b, y)))

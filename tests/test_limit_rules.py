@@ -1,4 +1,4 @@
-"""Rules that move values about, and the quotient of two zeros."""
+"""Rules of single primitives: those that move values, loops, products along an axis, ties."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from saturation.errors import LimitError
-from saturation.limit import saturate
+from saturation.limit import Limit, count_ties, saturate
 
 W = jnp.array([1.0, 2.0, 3.0], jnp.float32)
 
@@ -30,6 +30,106 @@ def test_moving_values_moves_their_terms(name: str) -> None:
     found = saturate(function)(W)
     assert found.degree == degree
     np.testing.assert_array_equal(np.asarray(found.value), value)
+
+
+def grown(p, x):
+    """A carry whose degree rises at each turn: no loop has it, only turns one by one."""
+    return jax.lax.scan(lambda h, row: (jnp.tanh(row) * (h @ p), h), x[0], x)
+
+
+def settled(p, x):
+    """A carry that keeps its degree from the second turn on: the rest is one loop."""
+    return jax.lax.scan(lambda h, row: (jnp.tanh(h @ p) + row @ p, (h, row)), x[0], x)
+
+
+def backwards(p, x):
+    return jax.lax.scan(lambda h, row: (h + row @ p, h), x[0], x, reverse=True)
+
+
+def by_hand(step, x, reverse=False):
+    """A scan as a Python loop."""
+    carry, collected = x[0], []
+    for row in x[::-1] if reverse else x:
+        carry, out = step(carry, row)
+        collected.append(out)
+    return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *collected[:: -1 if reverse else 1])
+
+
+LOOPS = {
+    "rising degree": (grown, False, lambda p: lambda h, row: (jnp.tanh(row) * (h @ p), h)),
+    "steady degree": (
+        settled,
+        False,
+        lambda p: lambda h, row: (jnp.tanh(h @ p) + row @ p, (h, row)),
+    ),
+    "backwards": (backwards, True, lambda p: lambda h, row: (h + row @ p, h)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_scan_is_its_turns_one_by_one(name):
+    function, reverse, step = LOOPS[name]
+    rng = np.random.default_rng(0)
+    p, x = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((4, 4), (7, 4)))
+    found = jax.jit(saturate(function))(p, x)
+    expected = jax.jit(saturate(lambda p, x: by_hand(step(p), x, reverse)))(p, x)
+    for one, other in zip(leaves(found), leaves(expected), strict=True):
+        assert one.degree == other.degree
+        np.testing.assert_allclose(one.value, other.value, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(one.valid, other.valid)
+
+
+def leaves(tree):
+    return jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Limit))
+
+
+def test_a_long_scan_stays_one_loop():
+    x = jnp.ones((500, 4), jnp.float32)
+    traced = jax.make_jaxpr(saturate(settled))(jnp.eye(4, dtype=jnp.float32), x)
+    assert len(traced.jaxpr.eqns) < 500
+    assert [e.params["length"] for e in traced.jaxpr.eqns if e.primitive.name == "scan"] == [498]
+
+
+def test_a_scan_of_no_turns():
+    def function(w):
+        return jax.lax.scan(lambda h, row: (h * row, h), w, jnp.ones((0, 3), jnp.float32))
+
+    carry, collected = jax.jit(saturate(function))(W)
+    assert (carry.degree, collected.degree, collected.value.shape) == (1, 0, (0, 3))
+
+
+def test_a_while_loop_must_know_its_turns():
+    def function(w, turns):
+        return jax.lax.while_loop(lambda s: s[0] < turns, lambda s: (s[0] + 1, s[1] * w), (0, w))[1]
+
+    assert saturate(function)(W, 2).degree == 3
+    with pytest.raises(LimitError, match="number of turns that is known while tracing"):
+        jax.jit(saturate(function))(W, 2)
+    with pytest.raises(LimitError, match="number of turns that is known while tracing"):
+        jax.jit(saturate(lambda w: jax.lax.while_loop(lambda h: h[0] < 9, jnp.negative, w)))(W)
+
+
+def test_only_the_branch_that_is_taken_needs_a_limit():
+    branches = [jnp.sin, lambda w: w * w]
+    found = jax.jit(saturate(lambda w: jax.lax.switch(1, branches, w)))(W)
+    assert found.degree == 2
+    with pytest.raises(LimitError, match="`sin` of a quantity of degree 1"):
+        jax.jit(saturate(lambda w, i: jax.lax.switch(i, branches, w)))(W, 1)
+
+
+def test_ties_are_counted_where_one_must_be_chosen():
+    """θ = (1, 2, 2): its maximum has one tie, which a lower term decides; masks have none."""
+    w = jnp.array([1.0, 2.0, 2.0], jnp.float32)
+    bias = jnp.array([0.0, 0.0, 1.0], jnp.float32)
+    for function, ties in (
+        (lambda w: jnp.max(w), 1),
+        (lambda w: jnp.argmax(w), 1),
+        (lambda w: jnp.max(w + bias), 0),
+        (lambda w: jax.nn.softmax(w * w + w), 1),
+        (lambda w: jax.nn.softmax(w * w + bias), 0),
+        (lambda w: jnp.max(jnp.where(w < 0, w, -jnp.inf)), 0),
+    ):
+        assert int(jax.jit(count_ties(function))(w)) == ties
 
 
 QUOTIENTS: dict[str, Callable] = {
