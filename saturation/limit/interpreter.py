@@ -15,11 +15,11 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from saturation.errors import LimitError
-from saturation.limit_equation import axes_of, bind, like, plain
-from saturation.limit_linear import MOVES
-from saturation.limit_order import select
-from saturation.limit_rules import RULES
-from saturation.limit_series import Plain, Series, Value, concatenate, either
+from saturation.limit.equation import axes_of, bind, like, plain
+from saturation.limit.linear import MOVES
+from saturation.limit.order import select
+from saturation.limit.rules import RULES
+from saturation.limit.series import Plain, Series, Value, concatenate, either
 
 LARGE = 1e6  # a finite constant beyond this is taken for a mask's when it meets a growing quantity
 
@@ -115,7 +115,7 @@ class SeriesInterpreter:
             raise LimitError(
                 f"`saturate` has no rule for the primitive `{name}`, which meets a quantity that "
                 "depends on the parameters; write it with primitives that have one "
-                "(saturation/limit_rules.py lists them)."
+                "(saturation/limit/rules.py lists them)."
             )
         _warn_of_leak(name, inputs)
         return RULES[name](self, eqn, inputs)

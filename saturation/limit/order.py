@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saturation.limit_equation import Interpreter, Rule, axes_of, like, plain
-from saturation.limit_series import (
+from saturation.limit.equation import Interpreter, Rule, axes_of, like, plain
+from saturation.limit.series import (
     Coefficient,
     Like,
     Plain,

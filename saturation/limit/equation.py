@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from saturation.errors import LimitError
-from saturation.limit_series import Plain, Series, Value
+from saturation.limit.series import Plain, Series, Value
 
 
 @runtime_checkable

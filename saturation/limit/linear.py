@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from saturation.errors import LimitError
-from saturation.limit_equation import Interpreter, Rule, bind, like, plain
-from saturation.limit_series import (
+from saturation.limit.equation import Interpreter, Rule, bind, like, plain
+from saturation.limit.series import (
     Coefficient,
     Plain,
     Series,

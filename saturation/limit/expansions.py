@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from saturation.limit_equation import Interpreter, Rule, like
-from saturation.limit_series import Value
+from saturation.limit.equation import Interpreter, Rule, like
+from saturation.limit.series import Value
 
 Combine = Callable[[jax.Array, jax.Array], jax.Array]
 

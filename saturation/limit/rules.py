@@ -17,13 +17,12 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from saturation import limit_expansions as expansions
-from saturation import limit_order as order
 from saturation.errors import LimitError
-from saturation.limit_equation import Interpreter, Rule, bind, like
-from saturation.limit_expansions import written_as
-from saturation.limit_linear import conversion, identity, linear, split
-from saturation.limit_series import (
+from saturation.limit import expansions, order
+from saturation.limit.equation import Interpreter, Rule, bind, like
+from saturation.limit.expansions import written_as
+from saturation.limit.linear import conversion, identity, linear, split
+from saturation.limit.series import (
     Plain,
     Series,
     Value,
@@ -33,7 +32,7 @@ from saturation.limit_series import (
     join_invalid,
     raised,
 )
-from saturation.limit_smooth import analytic
+from saturation.limit.smooth import analytic
 
 
 def addition(sign: int) -> Rule:

@@ -1,7 +1,7 @@
 """`saturate`: the exact limit of any JAX function as its parameters grow (MEASURES §6; ours).
 
 sf(x) = lim_{c→∞} f(x; cθ)/c^k. Merrill et al. 2021 (arXiv 2010.09697) evaluate f at c = 1000; here
-the function's jaxpr is interpreted on truncated series in 1/c (`limit_series`), each parameter
+the function's jaxpr is interpreted on truncated series in 1/c (`series.py`), each parameter
 being θ·c, and the leading coefficient of the result is the limit. docs/limits.md has the algebra.
 """
 
@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from saturation.errors import LimitError
-from saturation.limit_interpreter import LeakWarning, SeriesInterpreter, constant
-from saturation.limit_series import Plain, Series, Value
+from saturation.limit.interpreter import LeakWarning, SeriesInterpreter, constant
+from saturation.limit.series import Plain, Series, Value
 
 __all__ = ["LeakWarning", "Limit", "count_ties", "saturate", "scale_parameters"]
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from saturation.errors import LimitError
-from saturation.limit_order import equal, less
-from saturation.limit_series import Coefficient, Like, Plain, Series, Value, make
+from saturation.limit.order import equal, less
+from saturation.limit.series import Coefficient, Like, Plain, Series, Value, make
 
 Function = Callable[[jax.Array], jax.Array]
 
