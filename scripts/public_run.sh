@@ -3,11 +3,12 @@ repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$repository/scripts/run_to_the_end.sh"
 
 # Sets `saturation` to the command: $SATURATION where it is set, or what is installed already (a container,
-# a cluster's environment, Colab, whose own JAX must stay), or else that of .venv here, which it makes.
+# a cluster's environment, Colab, whose own JAX must stay), or else that of .venv here, which it makes with
+# the extras of $SATURATION_EXTRAS, such as [cuda].
 find_saturation() {
   saturation=${SATURATION:-$(command -v saturation || true)}
   if [ -z "$saturation" ]; then
-    (cd "$repository" && . scripts/environment.sh && make_environment "")
+    (cd "$repository" && . scripts/environment.sh && make_environment "${SATURATION_EXTRAS:-}")
     saturation=$repository/.venv/bin/saturation
   fi
 }

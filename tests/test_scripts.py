@@ -114,6 +114,59 @@ def test_sigterm_reaches_the_measurement_and_its_75_the_caller(stand_in, tmp_pat
     assert len(calls(stand_in)) == 1, "nothing is reported of what was stopped"
 
 
+# Stands for gcloud: copies into, out of, and runs in the folders of two workers, one by one.
+GCLOUD = """#!/usr/bin/env bash
+set -euo pipefail
+cd "{workers}"
+echo "$@" >> calls
+[ "$1 $2 $3 $5 $6" = "compute tpus tpu-vm --zone eu-4" ] && verb=$4 && shift 6
+case "$*" in *--worker=0*) workers=0 ;; *) workers="0 1" ;; esac
+for worker in $workers; do
+  mkdir -p $worker
+  if [ $verb = ssh ]; then
+    (cd $worker && bash -c "${{@: -1}}")
+  elif [[ $* == *pod:saturation/* ]]; then
+    path=${{*: -2:1}} && cp -r "$worker/${{path#pod:}}" "$OLDPWD/${{*: -1}}"
+  else
+    cp "${{*: -2:1}}" $worker/
+  fi
+done
+"""
+
+
+def test_all_workers_of_a_pod_measure_and_one_reports(stand_in: Path, tmp_path: Path) -> None:
+    workers = tmp_path / "workers"
+    workers.mkdir()
+    gcloud = stand_in.with_name("gcloud")
+    gcloud.write_text(GCLOUD.format(workers=workers))
+    gcloud.chmod(0o755)
+    script = SCRIPTS / "tpu_vm.sh"
+    arguments = ("pod", "eu-4", GROWTH, "gs://a/it's here", "gs://b/o", "--steps", "0:9")
+    done = run(script, *arguments, command=stand_in, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    measured = (
+        "measure gs://a/it's here --measures norms,direction --out gs://b/o/run --distributed"
+    )
+    assert calls(stand_in) == [
+        f"{measured} --steps 0:9",
+        f"{measured} --steps 0:9",
+        "report gs://b/o/run --figures reports/o/figures --out reports/o/report.html",
+    ]
+    assert (tmp_path / "reports" / "o" / "figures" / "summary.txt").read_text() == "how it grew"
+    for worker in "01":
+        copy = workers / worker / "saturation" / "scripts" / "t5_norm_growth.sh"
+        assert copy.read_bytes() == GROWTH.read_bytes()
+    verbs = {call.split()[3] for call in (workers / "calls").read_text().splitlines()}
+    assert verbs == {"scp", "ssh"}, "nothing is created or deleted"
+
+
+def test_a_pod_must_write_to_a_bucket(stand_in: Path, tmp_path: Path) -> None:
+    arguments = ("pod", "eu-4", GROWTH, "gs://a/t", "out")
+    done = run(SCRIPTS / "tpu_vm.sh", *arguments, command=stand_in, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "OUT must be a URL such as gs://BUCKET/OUT" in done.stderr
+
+
 @pytest.mark.parametrize("script", [GROWTH, SATURATION], ids=lambda script: script.name)
 def test_wrong_usage_says_the_right_one(script: Path, stand_in: Path, tmp_path: Path) -> None:
     done = run(script, "t", command=stand_in, cwd=tmp_path)

@@ -11,7 +11,7 @@ kind=distributed options=() shared=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   case $1 in
   --array=*) kind=array ;;
-  --partition=* | --account=* | --qos=* | --reservation=*) shared+=("$1") ;;
+  --partition=* | --account=* | --qos=* | --reservation=* | --output=*) shared+=("$1") ;;
   esac
   options+=("$1")
   shift

@@ -15,11 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import local_slurm
+import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import many_processes
 from test_kill import link_steps
+
+import saturation
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 900
@@ -91,3 +94,11 @@ def t5_base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     link_steps(folder, [0, 1000, 2000], [1000 * step for step in range(3, 48)])
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def expected(slurm: Slurm, t5_base: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The table that one process gives."""
+    out = tmp_path_factory.mktemp("one") / "run"
+    slurm.run("saturation", "measure", t5_base, "--measures", "norms,direction", "--out", out)
+    return saturation.load_results(out)

@@ -17,15 +17,6 @@ import saturation
 
 pytestmark = pytest.mark.cluster
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-MEASURES = ("--measures", "norms,direction")
-
-
-@pytest.fixture(scope="session")
-def expected(slurm, t5_base, tmp_path_factory) -> pd.DataFrame:
-    """The table that one process gives."""
-    out = tmp_path_factory.mktemp("one") / "run"
-    slurm.run("saturation", "measure", t5_base, *MEASURES, "--out", out)
-    return saturation.load_results(out)
 
 
 def submit(slurm, logs: Path, *arguments: object) -> tuple[str, str]:
