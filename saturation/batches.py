@@ -80,7 +80,7 @@ class TokenBatch:
         if largest >= vocab_size:
             raise MeasureError(
                 f"{self.source} has token {largest}, and the model in {path} has a vocabulary of "
-                f"{vocab_size}; give tokens of its own vocabulary with --tokens FILE.jsonl, or its "
+                f"{vocab_size}; give token ids of its own vocabulary in a .jsonl, or its "
                 "sentencepiece model with --vocabulary."
             )
 

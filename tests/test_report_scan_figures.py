@@ -8,6 +8,7 @@ import pytest
 from report_tables import norms, rows
 
 from saturation.report.figures import build_figures, missing_figures
+from saturation.report.page import build_page
 from saturation.report.scan_text import scan_table, snap_steps
 from saturation.report.series import RunTable
 from saturation.report.summary import summarize
@@ -128,6 +129,12 @@ def test_the_summary_has_it_with_and_without_norms():
         assert "2 of 3, median step 15" in text
         assert "How to read scan.png and snap.png" in text
     assert "scan.png" not in summarize({"run": norms()}, {})
+
+
+def test_the_page_has_the_table():
+    page = build_page({"run": table()}, {}, {})
+    assert "2 of 3, median step 15" in page
+    assert "Scan and snap" not in build_page({"run": norms()}, {}, {})
 
 
 def test_one_checkpoint_and_one_head_are_enough():

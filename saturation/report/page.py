@@ -22,6 +22,7 @@ from saturation.report.figures import missing_figures
 from saturation.report.glossary import GLOSSARY, MERRILL
 from saturation.report.growth_figure import choose_laws
 from saturation.report.page_template import PAGE, STYLE
+from saturation.report.scan_text import scan_table
 from saturation.report.series import SCOPE_MEANING, Fits, RunTable, describe_spacing, run_tables
 from saturation.report.summary import reading_guide, warnings
 from saturation.runfolder import write_text
@@ -129,7 +130,20 @@ def _run_section(
         parts.append(_direction_charts(page, run))
     if run.scopes("step_norm"):
         parts.append(_step_charts(page, run))
+    parts.append(_scan(run))
     return "\n".join(parts)
+
+
+def _scan(run: RunTable) -> str:
+    """Return whether heads scan and snap, in a table; nothing where that was not measured."""
+    lines = scan_table(run)
+    if not lines:
+        return ""
+    draws = "<code>saturation report RUN --figures DIR</code>"
+    return (
+        f'<h3>Scan and snap</h3><div class="scroll"><pre>{escape(chr(10).join(lines))}</pre></div>'
+        f'<p class="note">Every head is a line in scan.png, which {draws} draws.</p>'
+    )
 
 
 def _growth_charts(page: Page, run: RunTable, fits: Fits) -> str:
