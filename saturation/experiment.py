@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from saturation.parts import describe
 from saturation.progress import Progress
-from saturation.results import load_results
+from saturation.results import load_results, load_vectors
 from saturation.runfolder import RunFolder
 from saturation.signals import stop_requested
 
@@ -69,7 +69,8 @@ def report(
     fits = fit_tables(tables)
     written = []
     if figures is not None:
-        written += write_figures(tables, fits, figures)
+        eigenvalues = {names[run]: load_vectors(run, "spectrum") for run in runs}
+        written += write_figures(tables, fits, figures, eigenvalues)
         written.append(write_summary(tables, fits, Path(figures) / "summary.txt"))
     if page is not None:
         facts = {names[run]: describe(RunFolder(run)) for run in runs}

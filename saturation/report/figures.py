@@ -15,18 +15,25 @@ from saturation.report.motion_figures import draw_direction, draw_layers, draw_s
 from saturation.report.saturation_figures import COSINES, draw_heads, draw_saturation
 from saturation.report.scan_figures import draw_scan, draw_snap
 from saturation.report.series import Fits, RunTable, run_tables
+from saturation.report.smoothing_figures import draw_smoothing
+from saturation.report.spectrum_figures import draw_spectrum
+from saturation.report.spectrum_figures import height as spectrum_height
 from saturation.report.style import RC, new_figure, save_figure
 
 Draw = Callable[[Figure | SubFigure, RunTable], None]
+Eigenvalues = Mapping[str, pd.DataFrame]
 
 
-def build_figures(tables: Mapping[str, pd.DataFrame], fits: Fits) -> dict[str, Figure]:
+def build_figures(
+    tables: Mapping[str, pd.DataFrame], fits: Fits, eigenvalues: Eigenvalues | None = None
+) -> dict[str, Figure]:
     """Return the figures that the tables allow, by name, in reading order.
 
     Args:
         tables: {run name: results table}.
         fits: {run: {scope: {law: fit}}}, as `fit_tables` gives them; a scope without fits is drawn
             without curves.
+        eigenvalues: {run: those of `spectrum`}, as `results.load_vectors` gives them.
 
     Returns:
         Of `PLANS` those for which at least one run has the metrics. Each run has a part of its
@@ -35,7 +42,7 @@ def build_figures(tables: Mapping[str, pd.DataFrame], fits: Fits) -> dict[str, F
     Raises:
         ResultsError: there is no run, or a table is not a results table.
     """
-    runs = run_tables(tables)
+    runs = run_tables(tables, eigenvalues)
     figures: dict[str, Figure] = {}
     with matplotlib.rc_context(RC):
         for name, plan in PLANS.items():
@@ -46,7 +53,10 @@ def build_figures(tables: Mapping[str, pd.DataFrame], fits: Fits) -> dict[str, F
 
 
 def write_figures(
-    tables: Mapping[str, pd.DataFrame], fits: Fits, directory: str | Path
+    tables: Mapping[str, pd.DataFrame],
+    fits: Fits,
+    directory: str | Path,
+    eigenvalues: Eigenvalues | None = None,
 ) -> list[Path]:
     """Draw every figure that the tables allow and write each as PNG and PDF.
 
@@ -54,6 +64,7 @@ def write_figures(
         tables: {run name: results table}.
         fits: {run: {scope: {law: fit}}}, as `fit_tables` gives them.
         directory: made where absent; files of the same names are replaced, each at once.
+        eigenvalues: {run: those of `spectrum`}, as `results.load_vectors` gives them.
 
     Returns:
         The paths written, growth.png first.
@@ -61,7 +72,7 @@ def write_figures(
     Raises:
         ResultsError: a table is not a results table, or the directory cannot be written.
     """
-    figures = build_figures(tables, fits)
+    figures = build_figures(tables, fits, eigenvalues)
     with matplotlib.rc_context(RC):
         return [
             path
@@ -98,12 +109,16 @@ class Plan:
     optional: bool = False
 
 
-def _stacked(draw: Callable[[Figure | SubFigure, RunTable, Fits], None], height: float):
+def _stacked(
+    draw: Callable[[Figure | SubFigure, RunTable, Fits], None],
+    height: float | Callable[[RunTable], float],
+):
     """Return a drawing that gives each run a strip of its own, one below the other."""
 
     def stack(runs: Sequence[RunTable], fits: Fits) -> Figure:
-        figure = new_figure(height * len(runs))
-        strips = figure.subfigures(len(runs), 1, squeeze=False)[:, 0]
+        heights = [height(run) if callable(height) else height for run in runs]
+        figure = new_figure(sum(heights))
+        strips = figure.subfigures(len(runs), 1, squeeze=False, height_ratios=heights)[:, 0]
         for strip, run in zip(strips, runs, strict=True):
             draw(strip, run, fits)
         return figure
@@ -153,6 +168,18 @@ PLANS = {
         "positions attended by heads (metrics positions_mean, positions_fraction, entropy)",
         _has("positions_mean", "positions_fraction", "entropy"),
         _stacked(lambda parent, run, fits: draw_heads(parent, run), 7.8),
+        optional=True,
+    ),
+    "spectrum": Plan(
+        "eigenvalues of heads (measure spectrum)",
+        lambda run: bool(len(run.eigenvalues)),
+        _stacked(lambda parent, run, fits: draw_spectrum(parent, run), spectrum_height),
+        optional=True,
+    ),
+    "smoothing": Plan(
+        "token similarity by layer (measure smoothing: metrics such as hfc_lfc)",
+        lambda run: bool(run.matching("hfc_lfc", ".*")),
+        _stacked(lambda parent, run, fits: draw_smoothing(parent, run), 6.8),
         optional=True,
     ),
     "scan": Plan(

@@ -65,12 +65,15 @@ class RunTable:
     Args:
         name: what the run is called in legends.
         table: columns as `saturation.load_results` gives them.
+        eigenvalues: of the measure `spectrum`, as `results.load_vectors` gives them.
 
     Raises:
         ResultsError: a column is absent, or a value occurs twice.
     """
 
-    def __init__(self, name: str, table: pd.DataFrame) -> None:
+    def __init__(
+        self, name: str, table: pd.DataFrame, eigenvalues: pd.DataFrame | None = None
+    ) -> None:
         absent = [column for column in COLUMNS if column not in table.columns]
         if absent:
             raise ResultsError(
@@ -86,6 +89,7 @@ class RunTable:
                 "load one run at a time with saturation.load_results."
             )
         self.name = name
+        self.eigenvalues = pd.DataFrame() if eigenvalues is None else eigenvalues
         self._table = table.sort_values("step", kind="stable")
         # Positions, not tables: a T5-base run has thousands of series and a report reads dozens.
         rows = self._table.groupby(["metric", "scope"], observed=True).indices
@@ -158,15 +162,18 @@ class RunTable:
         return {stack: dict(sorted(found[stack].items())) for stack in stacks}
 
 
-def run_tables(tables: Mapping[str, pd.DataFrame]) -> list[RunTable]:
-    """Return the runs of a report, checked.
+def run_tables(
+    tables: Mapping[str, pd.DataFrame], eigenvalues: Mapping[str, pd.DataFrame] | None = None
+) -> list[RunTable]:
+    """Return the runs of a report, checked; `eigenvalues` by run where there are any.
 
     Raises:
         ResultsError: there is no run, a column is absent, or a value occurs twice.
     """
     if not tables:
         raise ResultsError("A report needs at least one run and was given none.")
-    return [RunTable(name, table) for name, table in tables.items()]
+    known = eigenvalues or {}
+    return [RunTable(name, table, known.get(name)) for name, table in tables.items()]
 
 
 def fit_tables(

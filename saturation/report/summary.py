@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from saturation.growth import BLOCK, MINIMUM_POINTS, Fit, best_law, describe
-from saturation.report.scan_text import GUIDE, scan_table
+from saturation.report.scan_text import GUIDE as SCAN_GUIDE
+from saturation.report.scan_text import scan_table
 from saturation.report.series import (
     SCOPE_MEANING,
     Fits,
@@ -19,6 +20,8 @@ from saturation.report.series import (
     describe_spacing,
     run_tables,
 )
+from saturation.report.smoothing_text import GUIDE as SMOOTHING_GUIDE
+from saturation.report.smoothing_text import smoothing_table
 from saturation.runfolder import write_text
 
 
@@ -105,7 +108,7 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
     if not run.scopes("l2"):
         measured = _say_metrics(run) or "nothing"
         lines.append(_wrap(f"Measured: {measured}; no finite norm."))
-        return "\n".join([*lines, *_scan_lines(run)])
+        return "\n".join([*lines, *_scan_lines(run), *_smoothing_lines(run)])
     scope, series = run.main_series("l2")
     lines += [_wrap(_say_measured(run, series)), "", *_norm_table(run), ""]
     if scope in laws:
@@ -113,7 +116,7 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
     guide = reading_guide(run, laws.get(scope, {}))
     if guide:
         lines += ["How to read growth.png", *(_wrap(s, f"  {n}. ") for n, s in enumerate(guide, 1))]
-    lines += _scan_lines(run)
+    lines += [*_scan_lines(run), *_smoothing_lines(run)]
     warned = warnings(run, laws)
     if warned:
         lines += ["", *(_wrap(text, "Warning: ") for text in warned)]
@@ -122,11 +125,19 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
 
 def _scan_lines(run: RunTable) -> list[str]:
     """Return whether heads scan and snap, and how to read the figures; nothing if not measured."""
-    table = scan_table(run)
+    return _with_guide(scan_table(run), "scan.png and snap.png", SCAN_GUIDE)
+
+
+def _smoothing_lines(run: RunTable) -> list[str]:
+    """Return whether tokens grow alike, and how to read the figures; nothing if not measured."""
+    return _with_guide(smoothing_table(run), "smoothing.png and spectrum.png", SMOOTHING_GUIDE)
+
+
+def _with_guide(table: Sequence[str], figures: str, guide: Sequence[str]) -> list[str]:
     if not table:
         return []
-    guide = (_wrap(sentence, f"  {number}. ") for number, sentence in enumerate(GUIDE, 1))
-    return ["", *table, "", "How to read scan.png and snap.png", *guide]
+    numbered = (_wrap(sentence, f"  {number}. ") for number, sentence in enumerate(guide, 1))
+    return ["", *table, "", f"How to read {figures}", *numbered]
 
 
 def _say_measured(run: RunTable, series: Series) -> str:
@@ -140,8 +151,9 @@ def _say_measured(run: RunTable, series: Series) -> str:
 
 
 def _say_metrics(run: RunTable) -> str:
-    """Return the metrics by name, without the rates: those are the same, for one step."""
-    return ", ".join(sorted(name for name in run.metrics if not name.endswith("_per_step")))
+    """Return the metrics by name, without those that are another's rate, error or variant."""
+    variants = ("_per_step", "_stderr", "_unscaled")
+    return ", ".join(sorted(name for name in run.metrics if not name.endswith(variants)))
 
 
 def _wrap(text: str, first: str = "") -> str:

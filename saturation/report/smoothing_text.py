@@ -1,0 +1,101 @@
+"""Do tokens grow alike with depth, and was it forecast? A table of the layers, and what to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from saturation.report.series import RunTable
+
+STACKS = ("encoder", "decoder")
+_COLUMNS = {  # {heading: (metric, format)}
+    "cos": ("token_cosine", ".2f"),
+    "|cos|": ("token_cosine_abs", ".2f"),
+    "effective rank": ("effective_rank", ".1f"),
+    "HFC/LFC": ("hfc_lfc", ".3g"),
+    "forecast": ("forecast_change", "+.3f"),
+    "measured": ("measured_change", "+.3f"),
+    "agree": ("forecast_agrees", ".0%"),
+}
+
+
+def depth(run: RunTable, stack: str, metric: str) -> dict[str, Mapping[int, float]]:
+    """Return {state: {step: value}} of one stack, from the embedding to after the last norm.
+
+    States are named `embedding`, `layers_0`, …, `final`; those without the metric are left out.
+    """
+    found = run.matching(metric, rf"{stack}/(embedding|layers_\d+|final)")
+
+    def place(scope: str) -> float:
+        name = scope.rpartition("/")[2]
+        return {"embedding": -1.0, "final": np.inf}.get(name) or float(name.rpartition("_")[2])
+
+    return {
+        scope.rpartition("/")[2]: dict(
+            zip(found[scope].steps.tolist(), found[scope].values.tolist(), strict=True)
+        )
+        for scope in sorted(found, key=place)
+    }
+
+
+def holds_from(run: RunTable, stack: str, step: int) -> int | None:
+    """Return the layer from which on the forecast has the sign of what was measured, to the end.
+
+    A layer's forecast holds where it agrees in more than half of the sequences; layers without a
+    clear forecast are passed over. None where the last that has one does not agree, or none has.
+    """
+    by_layer = depth(run, stack, "forecast_agrees")
+    agrees = [
+        (int(layer.rpartition("_")[2]), at[step] > 0.5)
+        for layer, at in by_layer.items()
+        if step in at
+    ]
+    first = None
+    for layer, agreed in reversed(agrees):
+        if not agreed:
+            break
+        first = layer
+    return first
+
+
+def smoothing_table(run: RunTable) -> list[str]:
+    """Return a table of the last checkpoint, a state a line; empty where nothing was measured."""
+    similar = run.matching("token_cosine", r"(encoder|decoder)/embedding")
+    if not similar:
+        return []
+    step = max(int(series.steps[-1]) for series in similar.values())
+    lines = [f"{f'tokens at step {step:,}':<22}" + "".join(f"{name:>16}" for name in _COLUMNS)]
+    for stack in STACKS:
+        columns = [(depth(run, stack, metric), shown) for metric, shown in _COLUMNS.values()]
+        for state in columns[0][0]:
+            cells = [
+                format(values[state][step], shown) if step in values.get(state, {}) else "-"
+                for values, shown in columns
+            ]
+            lines.append(f"{f'{stack}/{state}':<22}" + "".join(f"{cell:>16}" for cell in cells))
+    return lines + [
+        _say_holds(run, stack, step) for stack in STACKS if depth(run, stack, "hfc_lfc")
+    ]
+
+
+def _say_holds(run: RunTable, stack: str, step: int) -> str:
+    first = holds_from(run, stack, step)
+    if first is None:
+        return f"In the {stack} the forecast does not hold up to the last layer."
+    return f"In the {stack} the forecast has the right sign from layer {first} on."
+
+
+GUIDE = (
+    "HFC/LFC is what sets tokens apart over what they share: falling with depth, tokens become "
+    "alike (they smooth); rising, they part (they sharpen). Read cosine and |cosine| together: "
+    "tokens that part along one line have a cosine near 0 and a |cosine| near 1.",
+    "The forecast is by how much ln(HFC/LFC) would move in a layer if its self-attention alone "
+    "acted and its dominating pair of eigenvalues had already won: below 0 smoothing, above 0 "
+    "sharpening. Beside it what self-attention did, feed-forward and cross-attention left out.",
+    "In spectrum.png each dot is an eigenvalue λ of a head's value-output matrix, divided by the "
+    "root mean square of the layer's input where that was measured. The λ farthest from −1 "
+    "decides: right of the disk it makes tokens alike, left of it (below −2) alike again, turning "
+    "sign from layer to layer, unless attention has a λ^A_min far enough below 0; with all λ "
+    "inside the disk tokens part.",
+)
