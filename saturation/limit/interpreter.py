@@ -137,8 +137,8 @@ class SeriesInterpreter:
 
     def scan(self, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         """Turn by turn until degrees and absent terms repeat, the rest as one loop."""
-        p = eqn.params
-        fixed, carried, backwards = p["num_consts"], p["num_carry"], p["reverse"]
+        p, backwards = eqn.params, eqn.params["reverse"]
+        fixed, carried = _scan_parts(eqn)
         constants, carry = list(inputs[:fixed]), list(inputs[fixed : fixed + carried])
         sequences = list(inputs[fixed + carried :])
         turns = list(range(p["length"]))[:: -1 if backwards else 1]
@@ -214,6 +214,23 @@ _LOOPS = {
     "cond": SeriesInterpreter.cond,
     "while": SeriesInterpreter.while_loop,
 }
+
+
+def _scan_parts(eqn: Any) -> tuple[int, int]:
+    """How many inputs of a scan are constants, and how many are carried.
+
+    JAX 0.12 no longer says so in the equation's parameters. But what is scanned has one axis more
+    outside of the loop than in it, and so has what the turns leave behind.
+    """
+    inner = eqn.params["jaxpr"]
+    inner = inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner
+
+    def unscanned(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+        pairs = zip(outside, inside, strict=True)
+        return sum(a.aval.ndim == b.aval.ndim for a, b in pairs)
+
+    carried = unscanned(eqn.outvars, inner.outvars)
+    return unscanned(eqn.invars, inner.invars) - carried, carried
 
 
 def _form(values: Sequence[Value]) -> Any:
