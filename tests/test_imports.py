@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "saturation"
 # "Data flows one way". Modules of one line do not import each other, but for packages' own files.
 FLOW = (
     ("errors",),
-    ("signals", "progress", "scopes", "attention", "config", "path_order"),
+    ("signals", "progress", "scopes", "attention", "linalg", "config", "path_order"),
     ("limit",),
     ("models",),
     ("checkpoints",),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import jax
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from activation_cases import case, observe_table, valid_rows
+from activation_cases import case, jitted, observe_table, valid_rows
 from t5_reference import reference_t5
 
-from saturation.measures.forecast import _on_host, attention_eigenvalues, eigenvalues, forecast
+from saturation.measures.forecast import attention_eigenvalues, forecast
 from saturation.measures.reduce import enable_x64
 from saturation.measures.similarity import similarity
 from saturation.measures.smoothing import FACT, FORECAST, PANEL, SMOOTHING
@@ -143,18 +144,6 @@ def test_eigenvalues_of_causal_attention_are_its_diagonal():
     )
 
 
-def test_the_hosts_solver_is_the_devices():
-    matrices = np.random.default_rng(0).standard_normal((2, 3, 5, 5))
-    matrices[1, 2, 0, 0] = np.nan
-    for solve in (eigenvalues, _on_host):
-        found = np.asarray(jax.jit(solve)(jnp.asarray(matrices)))
-        assert found.dtype == np.complex128
-        assert np.isnan(found[1, 2]).all()
-        np.testing.assert_allclose(
-            np.sort_complex(found[0]), np.sort_complex(np.linalg.eigvals(matrices[0])), atol=1e-12
-        )
-
-
 def forecast_by_definition(of_heads, of_attention, rms):
     """One sequence and head, pair by pair; the eigenvalue nearest 1 is that of equal tokens."""
     perron = int(np.argmin(np.abs(of_attention - 1)))
@@ -273,6 +262,19 @@ def test_layers_to_dominate_is_the_forecast_rates_inverse():
     config, _, params, tokens = case()
     found = observe_table(SMOOTHING, config, params, tokens)["encoder/layers_0"]
     assert found["layers_to_dominate"] == pytest.approx(1 / found["forecast_rate"])
+
+
+def test_no_solver_is_called_on_several_matrices_at_once():
+    """See `saturation.linalg`: it would hang now and then, where threads are few."""
+    config, _, params, tokens = case()
+    lowered = jitted(SMOOTHING, config).lower(params, *tokens).as_text()
+    calls = [line for line in lowered.splitlines() if "@lapack_" in line]
+    targets = {re.search(r"@lapack_(\w+)", line)[1] for line in calls}
+    assert targets == {"dsyevd_ffi", "dgeev_ffi"}
+    for line in calls:
+        operand = re.search(r": \(tensor<([\dx]+)xf64>", line)
+        assert operand is not None, line
+        assert operand[1].count("x") == 1, line
 
 
 def test_broken_weights_are_reported_and_not_averaged_away():

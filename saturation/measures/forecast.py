@@ -9,32 +9,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Shaped
 
-from saturation.measures.spectrum import finite_eigenvalues
+from saturation.linalg import eigenvalues
 
 # What a padded position's eigenvalue is set to, outside of the unit disk that holds all of A's.
 _PADDING = 2.0
-
-
-def eigenvalues(matrices: Float[Array, "*batch n n"]) -> Complex[Array, "*batch n"]:
-    """Return the eigenvalues of nonsymmetric matrices: by LAPACK, so on the host, in any order.
-
-    NaN for a matrix that is not finite. Accelerators have no such solver, and send them over.
-    """
-    return jax.lax.platform_dependent(matrices, cpu=jnp.linalg.eigvals, default=_on_host)
-
-
-def _on_host(matrices: Float[Array, "*batch n n"]) -> Complex[Array, "*batch n"]:
-    dtype = np.result_type(matrices.dtype, np.complex64)
-    shape = jax.ShapeDtypeStruct(matrices.shape[:-1], dtype)
-    return jax.pure_callback(
-        lambda found: finite_eigenvalues(np.asarray(found, np.float64)).astype(dtype),
-        shape,
-        matrices,
-        vmap_method="expand_dims",
-    )
 
 
 def attention_eigenvalues(

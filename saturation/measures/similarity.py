@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from saturation.linalg import singular_values, symmetric_eigenvalues
+
 State = Float[Array, "batch length embed"]
 Valid = Bool[Array, "batch length"]
 PerSequence = Float[Array, " batch"]
@@ -67,10 +69,10 @@ def singular_squares(x: State) -> Float[Array, "batch rank"]:
     rounding is larger. Where there is no float64 that would be 3e-4 σ₁, and σ is taken itself.
     """
     if x.dtype != jnp.float64:
-        return jnp.square(jnp.linalg.svd(x, compute_uv=False))
+        return jnp.square(singular_values(x))
     transposed = jnp.swapaxes(x, -1, -2)
     gram = x @ transposed if x.shape[-2] <= x.shape[-1] else transposed @ x
-    return jnp.maximum(jnp.linalg.eigvalsh(gram), 0)
+    return jnp.maximum(symmetric_eigenvalues(gram), 0)
 
 
 def _tokens(state: State, valid: Valid) -> State:

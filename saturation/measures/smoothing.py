@@ -101,6 +101,7 @@ def _layer(forwards: Forwards, path: str) -> dict[str, Array]:
     """Return what is needed of one attention: its weights and output, and its heads' factors."""
     import jax.numpy as jnp
 
+    from saturation.linalg import orthonormal_columns
     from saturation.measures.spectrum import attention_arrays, attention_kernels, split_heads
 
     def parameter(name: str) -> Array:
@@ -111,7 +112,7 @@ def _layer(forwards: Forwards, path: str) -> dict[str, Array]:
 
     names = attention_arrays(forwards.config.parameter_shapes())[path]
     arrays = {role: parameter(name) for role, name in names.items()}
-    value, out = attention_kernels(arrays, jnp.linalg.qr)
+    value, out = attention_kernels(arrays, orthonormal_columns)
     left, right = split_heads(value, out, arrays["scale"], forwards.config.num_heads)
     weights, output = (forwards.soft[f"{path}/{tap}"] for tap in ("weights", "output"))
     return {"small": right @ left, "weights": weights, "output": output}
@@ -132,7 +133,8 @@ def _attention(
     """
     import jax.numpy as jnp
 
-    from saturation.measures.forecast import attention_eigenvalues, eigenvalues, forecast
+    from saturation.linalg import eigenvalues
+    from saturation.measures.forecast import attention_eigenvalues, forecast
     from saturation.measures.similarity import hfc_lfc, token_rms
 
     counted = valid.sum(axis=-1) > 1

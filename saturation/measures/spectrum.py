@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Complex128, Float64
 
 from saturation.errors import MeasureError
+from saturation.linalg import finite_eigenvalues
 from saturation.measures.base import GroupMeasure, Shapes, Statistics
 from saturation.models.config import NORM_BEFORE
 from saturation.models.eigenvalues import SPECTRA, spectral_kernels
@@ -100,7 +101,7 @@ def observe(
 ) -> dict[str, dict[str, Any]]:
     """Return the statistics of one attention and of each of its heads; NaN where they have none."""
     wide = {role: array.astype(np.float64) for role, array in arrays.items()}
-    value, out = attention_kernels(wide, np.linalg.qr)
+    value, out = attention_kernels(wide, lambda columns: np.linalg.qr(columns)[0])
     scale, ones = wide["scale"], np.ones_like(wide["scale"])
     per_head: dict[str, np.ndarray] = {}
     for suffix, g in (("", scale), (UNSCALED, ones)):
@@ -117,17 +118,19 @@ def observe(
     return scopes
 
 
-def attention_kernels(arrays: Mapping[str, Any], qr: Callable[[Any], Any]) -> tuple[Any, Any]:
+def attention_kernels(
+    arrays: Mapping[str, Any], orthonormal: Callable[[Any], Any]
+) -> tuple[Any, Any]:
     """Return the value and the output kernel from the arrays that `attention_arrays` names.
 
     Args:
       arrays: {role: array}, NumPy's or JAX's.
-      qr: `numpy.linalg.qr` or `jax.numpy.linalg.qr`.
+      orthonormal: as `models.eigenvalues.spectral_kernels` takes it.
     """
     if "basis" not in arrays:
         return arrays["value"], arrays["out"]
     [kind] = set(SPECTRA) & set(arrays)
-    return spectral_kernels(kind, arrays["basis"], arrays[kind], qr)
+    return spectral_kernels(kind, arrays["basis"], arrays[kind], orthonormal)
 
 
 def split_heads(value: Any, out: Any, scale: Any, num_heads: int) -> tuple[Any, Any]:
@@ -159,16 +162,6 @@ def nonzero_eigenvalues(
     found = finite_eigenvalues(small)
     rounding = small.shape[-1] * np.finfo(np.float64).eps * np.linalg.norm(small, axis=(1, 2))
     found[np.abs(found) <= rounding[:, None]] = 0
-    return found
-
-
-def finite_eigenvalues(
-    matrices: Float64[np.ndarray, "*batch n n"],
-) -> Complex128[np.ndarray, "*batch n"]:
-    """Return the eigenvalues of nonsymmetric matrices, all NaN where one is not finite."""
-    finite = np.isfinite(matrices).all(axis=(-2, -1))
-    found = np.full(matrices.shape[:-1], complex(np.nan, np.nan))
-    found[finite] = np.linalg.eigvals(matrices[finite])
     return found
 
 

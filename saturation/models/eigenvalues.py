@@ -27,14 +27,17 @@ STARTS: dict[str, tuple[float, float]] = {
 }
 
 
-def spectral_kernels(kind: str, basis: Any, psi: Any, qr: Callable[[Any], Any]) -> tuple[Any, Any]:
+def spectral_kernels(
+    kind: str, basis: Any, psi: Any, orthonormal: Callable[[Any], Any]
+) -> tuple[Any, Any]:
     """Return the value and the output kernel of an attention, joined over heads, heads major.
 
     Args:
       kind: one of `SPECTRA`.
       basis: (embed, joined), free; head h has the columns h·head_dim to (h + 1)·head_dim.
       psi: (heads, head_dim).
-      qr: `numpy.linalg.qr` or `jax.numpy.linalg.qr`.
+      orthonormal: (heads, embed, head_dim) -> Q of the QR factors of each, such as
+        `linalg.orthonormal_columns`.
 
     Returns:
       (embed, joined) and (joined, embed).
@@ -42,7 +45,7 @@ def spectral_kernels(kind: str, basis: Any, psi: Any, qr: Callable[[Any], Any]) 
     heads, head_dim = psi.shape
     embed = basis.shape[0]
     columns = basis.reshape(embed, heads, head_dim).transpose(1, 0, 2)
-    orthonormal, _ = qr(columns)  # (heads, embed, head_dim)
-    scaled = orthonormal * SPECTRA[kind](psi)[:, None, :]
+    vectors = orthonormal(columns)  # (heads, embed, head_dim)
+    scaled = vectors * SPECTRA[kind](psi)[:, None, :]
     value = scaled.transpose(1, 0, 2).reshape(embed, heads * head_dim)
-    return value, orthonormal.transpose(0, 2, 1).reshape(heads * head_dim, embed)
+    return value, vectors.transpose(0, 2, 1).reshape(heads * head_dim, embed)

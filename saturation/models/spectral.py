@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saturation.attention import at_least_float32
+from saturation.linalg import orthonormal_columns
 from saturation.models.config import T5Config
 from saturation.models.eigenvalues import STARTS, spectral_kernels
 
@@ -39,7 +40,7 @@ class SpectralKernels(nn.Module):
         shape, axes = (self.config.emb_dim, heads * head_dim), ("embed", "joined_kv")
         basis = declared("basis", nn.initializers.normal(1.0), shape, axes)
         psi = declared("psi", _uniform(low, high), (heads, head_dim), ("heads", "kv"))
-        value, out = spectral_kernels(self.kind, basis, psi, jnp.linalg.qr)
+        value, out = spectral_kernels(self.kind, basis, psi, orthonormal_columns)
         return value.astype(dtype), out.astype(dtype)
 
 
