@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
+from activation_cases import FORMS
 from made_trajectory import HEAD_DIM, HEADS, canonical, write_trajectory
 
 import saturation
@@ -15,7 +16,6 @@ from saturation import plan
 from saturation.errors import MeasureError, Stopped
 from saturation.measures import MEASURES
 from saturation.measures.base import GroupMeasure
-from saturation.models import T5Config
 from saturation.parts import status
 from saturation.plan import Shard, planned_work
 from saturation.results import load_results, load_vectors
@@ -23,15 +23,7 @@ from saturation.runfolder import RunFolder
 
 GROUPS = [m for m in MEASURES.values() if isinstance(m, GroupMeasure)]
 measures = pytest.mark.parametrize("measure", GROUPS, ids=lambda measure: measure.name)
-SHAPES = T5Config(
-    vocab_size=12,
-    emb_dim=8,
-    num_heads=2,
-    head_dim=3,
-    mlp_dim=10,
-    num_encoder_layers=1,
-    num_decoder_layers=1,
-).parameter_shapes()
+SHAPES = FORMS["v1_0"].parameter_shapes()
 
 
 def group_arrays(measure, dtype=np.float32, seed=0):

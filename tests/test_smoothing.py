@@ -225,6 +225,8 @@ def test_every_value_agrees_with_brute_force(form):
         ]
         check(found[order[1]], agree, FACT)
         assert found[order[1]]["decided"] == found[order[1]]["compared"] == len(kept)
+        layers_needed = found[order[1]]["layers_to_dominate"]
+        assert layers_needed == pytest.approx(1 / found[order[1]]["forecast_rate"])
 
 
 def check(found, values, names):
@@ -256,12 +258,6 @@ def forecasts(config, flat, taps, path, before, valid, kept):
 def fact(before, output):
     after = panel_by_definition(before + output)["hfc_lfc"]
     return np.log(after / panel_by_definition(before)["hfc_lfc"])
-
-
-def test_layers_to_dominate_is_the_forecast_rates_inverse():
-    config, _, params, tokens = case()
-    found = observe_table(SMOOTHING, config, params, tokens)["encoder/layers_0"]
-    assert found["layers_to_dominate"] == pytest.approx(1 / found["forecast_rate"])
 
 
 def test_no_solver_is_called_on_several_matrices_at_once():

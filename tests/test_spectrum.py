@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+from activation_cases import FORMS
 from scipy.optimize import linear_sum_assignment
 
 from saturation.errors import MeasureError
@@ -18,7 +21,6 @@ from saturation.measures.spectrum import (
     sharpens_below,
     split_heads,
 )
-from saturation.models import T5Config
 
 
 def attention(embed, heads, head_dim, seed=0, scales=None):
@@ -151,15 +153,7 @@ def test_what_is_said_of_a_spectrum_by_hand():
     assert found["growth"] == pytest.approx(np.sqrt(32))
 
 
-SHAPES = T5Config(
-    vocab_size=12,
-    emb_dim=8,
-    num_heads=2,
-    head_dim=3,
-    mlp_dim=10,
-    num_encoder_layers=2,
-    num_decoder_layers=1,
-).parameter_shapes()
+SHAPES = dataclasses.replace(FORMS["umt5"], num_encoder_layers=2).parameter_shapes()
 
 
 def test_every_attention_has_its_own_norm_scale_and_cross_attention_the_encoders():

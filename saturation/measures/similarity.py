@@ -28,19 +28,18 @@ def similarity(state: State, valid: Valid) -> dict[str, PerSequence]:
     of a zero vector are 0. Of a sequence of fewer than two tokens the numbers mean nothing.
     """
     x = _tokens(state, valid)
-    centred, mean = _centred(x, valid)
+    centred, _ = _centred(x, valid)
     squares = singular_squares(x)
     total = squares.sum(axis=-1)
     share = jnp.sqrt(squares) / jnp.sqrt(squares).sum(axis=-1, keepdims=True)
     cosine, cosine_abs = _pairs(x, valid)
-    count = jnp.maximum(valid.sum(axis=-1), 1).astype(x.dtype)
     return {
         "token_cosine": cosine,
         "token_cosine_abs": cosine_abs,
         "token_cosine_centred": _pairs(centred, valid)[0],
         "effective_rank": jnp.exp(jax.scipy.special.entr(share).sum(axis=-1)),
         "stable_rank": total / squares.max(axis=-1),
-        "hfc_lfc": _frobenius(centred) / (jnp.sqrt(count) * jnp.linalg.norm(mean, axis=-1)),
+        "hfc_lfc": hfc_lfc(state, valid),
         # Of the smaller ones' sum, not as 1 − σ₁²/total: near rank one that would be rounding.
         "rank_one_distance": jnp.sqrt(jnp.sort(squares, axis=-1)[..., :-1].sum(axis=-1) / total),
         "token_rms": token_rms(state, valid),
@@ -48,10 +47,11 @@ def similarity(state: State, valid: Valid) -> dict[str, PerSequence]:
 
 
 def hfc_lfc(state: State, valid: Valid) -> PerSequence:
-    """Return ‖X − 1x̄ᵀ‖_F/‖1x̄ᵀ‖_F of each sequence alone, as `similarity` does."""
+    """Return ‖X − 1x̄ᵀ‖_F/‖1x̄ᵀ‖_F of each sequence, x̄ the mean of its tokens."""
     centred, mean = _centred(_tokens(state, valid), valid)
     count = jnp.maximum(valid.sum(axis=-1), 1).astype(mean.dtype)
-    return _frobenius(centred) / (jnp.sqrt(count) * jnp.linalg.norm(mean, axis=-1))
+    high = jnp.sqrt(jnp.square(centred).sum(axis=(-2, -1)))
+    return high / (jnp.sqrt(count) * jnp.linalg.norm(mean, axis=-1))
 
 
 def token_rms(state: State, valid: Valid) -> PerSequence:
@@ -100,7 +100,3 @@ def _pairs(x: State, valid: Valid) -> tuple[PerSequence, PerSequence]:
     count = valid.sum(axis=-1).astype(x.dtype)
     pairs = jnp.maximum(count * (count - 1), 1)
     return cosines.sum(axis=(-2, -1)) / pairs, jnp.abs(cosines).sum(axis=(-2, -1)) / pairs
-
-
-def _frobenius(x: State) -> PerSequence:
-    return jnp.sqrt(jnp.square(x).sum(axis=(-2, -1)))
