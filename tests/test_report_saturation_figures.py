@@ -113,6 +113,52 @@ def test_every_panel_says_what_its_axes_are(figures):
                 assert axes.get_ylabel(), axes.get_title(loc="left")
 
 
+def homogeneity_table() -> pd.DataFrame:
+    """1 − cos = 0.5/c² of every layer, ten times less at each step, and the degree 3 − 1/c."""
+    parts = []
+    for c in (1, 10, 100):
+        for depth, layer in enumerate(("encoder/layers_0", "encoder/final", "decoder/layers_0")):
+            away = (1 + depth) * 0.1 / c**2 / np.array([1.0, 10.0, 100.0])
+            parts.append(rows(STEPS, "homogeneity", f"cosine_to_limit_at_{c}", layer, 1 - away))
+            end = 1 if layer.endswith("final") else 3
+            degree = [end - 1 / c] * 3
+            parts.append(rows(STEPS, "homogeneity", f"local_degree_at_{c}", layer, degree))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_the_curves_of_homogeneity_are_the_tables_values():
+    table = homogeneity_table()
+    figures = build_figures({"run": table}, {})
+    assert set(figures) == {"homogeneity"}
+    panels = figures["homogeneity"].axes
+    assert [axes.get_title(loc="left") for axes in panels] == [
+        f"step {step}" for _ in range(2) for step in STEPS
+    ]
+    for row, prefix in enumerate(("cosine_to_limit_at", "local_degree_at")):
+        for column, step in enumerate(STEPS):
+            lines = panels[3 * row + column].get_lines()[:3]
+            for scope, line in zip(
+                ("encoder/layers_0", "encoder/final", "decoder/layers_0"), lines, strict=True
+            ):
+                here = (
+                    table[(table.step == step) & (table.scope == scope)].set_index("metric").value
+                )
+                values = np.array([here[f"{prefix}_{c}"] for c in (1, 10, 100)])
+                np.testing.assert_array_equal(line.get_xdata(), [1, 10, 100])
+                np.testing.assert_allclose(line.get_ydata(), 1 - values if row == 0 else values)
+    assert panels[0].get_yscale() == "log"
+    assert [line.get_ydata()[0] for line in panels[3].get_lines()[3:]] == [1, 3]
+
+
+def test_a_step_without_a_value_leaves_a_gap():
+    table = homogeneity_table()
+    hole = (table.step == 10) & (table.metric == "cosine_to_limit_at_10")
+    table.loc[hole, "value"] = np.nan
+    figure = build_figures({"run": table}, {})["homogeneity"]
+    assert np.isnan(figure.axes[1].get_lines()[0].get_ydata()[1])
+    assert np.isfinite(figure.axes[0].get_lines()[0].get_ydata()).all()
+
+
 def test_series_of_different_steps_share_an_axis():
     run = RunTable(
         "run",

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure, SubFigure
 
 from saturation.report.growth_figure import draw_growth, draw_scopes
+from saturation.report.homogeneity_figure import draw_homogeneity, scales
 from saturation.report.motion_figures import draw_direction, draw_layers, draw_steps
 from saturation.report.saturation_figures import COSINES, draw_heads, draw_saturation
 from saturation.report.scan_figures import draw_scan, draw_snap
@@ -162,6 +163,12 @@ PLANS = {
         "saturation of layers (metrics such as cosine_attention_limit)",
         lambda run: any(run.layers(metric) for metric in COSINES),
         _stacked(lambda parent, run, fits: draw_saturation(parent, run), 8.0),
+        optional=True,
+    ),
+    "homogeneity": Plan(
+        "layers at several c (measure homogeneity: metrics such as local_degree_at_10)",
+        lambda run: bool(scales(run)),
+        _stacked(lambda parent, run, fits: draw_homogeneity(parent, run), 7.2),
         optional=True,
     ),
     "heads": Plan(

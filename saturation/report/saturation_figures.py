@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -72,6 +73,16 @@ def ordered_layers(found: Mapping[str, Series]) -> dict[str, Series]:
     return {scope: found[scope] for scope in sorted(found, key=place)}
 
 
+def layer_lines(scopes: Sequence[str]) -> dict[str, tuple[Any, str]]:
+    """Return {scope: (colour, line style)}: dark next to the input, the decoder's lines dashed."""
+    found = {}
+    for stack, line in (("encoder", "-"), ("decoder", "--")):
+        members = [scope for scope in scopes if scope.startswith(stack)]
+        colours = colormaps["viridis"](np.linspace(0.0, 0.9, max(len(members), 1)))
+        found |= {m: (colour, line) for m, colour in zip(members, colours, strict=False)}
+    return found
+
+
 def on_steps(series: Sequence[Series]) -> tuple[np.ndarray, Float[np.ndarray, "series steps"]]:
     """Return all steps that occur, and every series' values there, NaN where it has none."""
     steps = np.unique(np.concatenate([one.steps for one in series]))
@@ -122,12 +133,10 @@ def _heat_map(axes: Axes, layers: Mapping[str, Series]) -> None:
 
 
 def _curves(axes: Axes, layers: Mapping[str, Series]) -> None:
-    for stack, line in (("encoder", "-"), ("decoder", "--")):
-        members = {scope: one for scope, one in layers.items() if scope.startswith(stack)}
-        colours = colormaps["viridis"](np.linspace(0.0, 0.9, max(len(members), 1)))
-        for (scope, series), colour in zip(members.items(), colours, strict=False):
-            axes.plot(series.steps, series.values, line, color=colour, label=scope, lw=1.3)
-            step_axis(axes, series.steps, is_log_spaced(series.steps))
+    for scope, (colour, line) in layer_lines(list(layers)).items():
+        series = layers[scope]
+        axes.plot(series.steps, series.values, line, color=colour, label=scope, lw=1.3)
+        step_axis(axes, series.steps, is_log_spaced(series.steps))
     axes.set_ylabel("mean cos(h, h′)")
 
 
