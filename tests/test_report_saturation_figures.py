@@ -70,7 +70,7 @@ def test_the_heat_map_and_the_curves_are_the_tables_values(figures):
     np.testing.assert_array_equal(drawn, [series.values for series in layers.values()])
     assert [label.get_text() for label in heat.get_yticklabels()] == list(layers)
     assert heat.yaxis_inverted()
-    curves = panel(figures["saturation"], "Curves: f(x; cθ)")
+    curves = panel(figures["saturation"], "Curves: f(x; cθ), finite c")
     lines = {line.get_label(): line.get_ydata() for line in curves.get_lines()}
     for scope, series in layers.items():
         np.testing.assert_array_equal(lines[scope], series.values)
@@ -123,6 +123,8 @@ def homogeneity_table() -> pd.DataFrame:
             end = 1 if layer.endswith("final") else 3
             degree = [end - 1 / c] * 3
             parts.append(rows(STEPS, "homogeneity", f"local_degree_at_{c}", layer, degree))
+            error = f"local_degree_at_{c}_stderr"
+            parts.append(rows(STEPS, "homogeneity", error, layer, [0.1, 0.1, 0.1]))
     return pd.concat(parts, ignore_index=True)
 
 

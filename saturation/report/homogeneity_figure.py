@@ -21,7 +21,7 @@ NEAREST = 1e-16  # of 1 − cos: what float64 tells from 0
 
 def scales(run: RunTable) -> tuple[float, ...]:
     """Return the grid of c on which a run has both curves, ascending."""
-    found = (re.fullmatch(f"{DEGREE}(.+)", metric) for metric in run.metrics)
+    found = (re.fullmatch(rf"{DEGREE}([\d.e+-]+)", metric) for metric in run.metrics)
     grid = (float(match[1]) for match in found if match)
     return tuple(sorted(c for c in grid if f"{COSINE}{c:g}" in run.metrics))
 
@@ -52,7 +52,7 @@ def draw_homogeneity(parent: Figure | SubFigure, run: RunTable) -> None:
     steps = measured_steps(run, grid)
     chosen = np.unique(steps[np.linspace(0, len(steps) - 1, MOST_STEPS).round().astype(int)])
     title(parent, f"All parameters times c: how far from the limit c → ∞: {shorten(run.name)}")
-    panels = parent.subplots(2, len(chosen), squeeze=False, sharex=True, sharey="row")
+    panels = parent.subplots(2, len(chosen), squeeze=False, sharey="row")
     ends: set[int] = set()
     for (upper, lower), step in zip(panels.T, chosen, strict=True):
         cosines, degrees = (curves(run, prefix, grid, int(step)) for prefix in (COSINE, DEGREE))
@@ -69,7 +69,7 @@ def draw_homogeneity(parent: Figure | SubFigure, run: RunTable) -> None:
     for axes in panels[1]:
         for degree in sorted(ends):
             axes.axhline(degree, color=GREY, lw=0.8, ls=":", zorder=0)
-    panels[0, 0].set_ylabel("1 − cos(f(x; cθ), limit)\nmean over tokens; 0 is the limit itself")
+    panels[0, 0].set_ylabel("1 − cos(f(x; cθ), limit)\nmean over tokens; lower is nearer")
     panels[1, 0].set_ylabel("degree: power of c\nby which the layer grows")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     parent.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from saturation.report.series import HEAD_KINDS, RunTable, Series
 from saturation.report.style import (
@@ -30,7 +30,7 @@ from saturation.report.style import (
 COSINES = {
     "cosine_attention_limit": "attention at τ = 0",
     "cosine_parameter_limit": "parameter limit, c → ∞",
-    "cosine_scaled": "f(x; cθ)",
+    "cosine_scaled": "f(x; cθ), finite c",
 }
 LAYER = r"(encoder|decoder)/(layers_\d+|final)"
 HEADS = {  # {kind: (pattern of its heads, colour)}
@@ -47,15 +47,13 @@ def draw_saturation(parent: Figure | SubFigure, run: RunTable) -> None:
     """Draw each layer's cosine to each limit against the step, as a heat map and as curves."""
     limits = [metric for metric in COSINES if run.layers(metric)]
     title(parent, f"Saturation: cosine of each layer to its limit: {shorten(run.name)}")
-    panels = parent.subplots(2, len(limits), squeeze=False, height_ratios=[1.0, 1.0])
+    panels = parent.subplots(2, len(limits), squeeze=False, sharey="row")
     for (heat, curves), metric in zip(panels.T, limits, strict=True):
         layers = ordered_layers(run.matching(metric, LAYER))
         _heat_map(heat, layers)
         heat.set_title(f"Limit: {COSINES[metric]}")
         curves.set_title(f"Curves: {COSINES[metric]}")
         _curves(curves, layers)
-    for heat in panels[0, 1:]:  # the layers stand beside the first; again, they would take the room
-        heat.tick_params(labelleft=False)
     scale = ScalarMappable(Normalize(*COSINE_RANGE), "viridis")
     parent.colorbar(scale, ax=list(panels[0]), label="mean cos(h, h′) over tokens", pad=0.01)
     handles, labels = panels[1, 0].get_legend_handles_labels()
@@ -124,10 +122,10 @@ def _heat_map(axes: Axes, layers: Mapping[str, Series]) -> None:
     edges = np.arange(len(steps) + 1), np.arange(len(layers) + 1)
     axes.pcolormesh(*edges, values, cmap="viridis", vmin=low, vmax=high)
     axes.set_yticks(np.arange(len(layers)) + 0.5, list(layers), fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(layers), 0)
     shown = np.unique(np.linspace(0, len(steps) - 1, 6).astype(int))
     axes.set_xticks(shown + 0.5, [EngFormatter(sep="")(float(steps[index])) for index in shown])
-    axes.set_xlabel("training step (one column a checkpoint)")
+    axes.set_xlabel("training step, a column each")
     axes.set_ylabel("layer")
     axes.grid(False)
 
@@ -180,6 +178,7 @@ def _histogram(axes: Axes, run: RunTable) -> None:
         )
     axes.set_title("Histogram of positions attended")
     axes.set_xlabel("mean number of keys of a head")
+    axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_ylabel("heads")
     axes.legend()
 
