@@ -40,6 +40,7 @@ def write(folder: Path, size: str, seed: int) -> None:
     from flax.linen import unbox
     from flax.traverse_util import flatten_dict
 
+    from saturation.measures.base import without_stars
     from saturation.measures.forwards import Forwards
     from saturation.measures.reduce import enable_x64
     from saturation.measures.saturation import SATURATION
@@ -61,7 +62,7 @@ def write(folder: Path, size: str, seed: int) -> None:
     with enable_x64(True):
         wide = jax.tree.map(lambda p: p.astype("float64"), params)
         for rows in np.split(tokens, SEQUENCES // 4):
-            for scope, sums in jax.device_get(observe(wide, rows)).items():
+            for scope, sums in without_stars(jax.device_get(observe(wide, rows))).items():
                 if "/head_" not in scope:
                     summed = total.setdefault(scope, dict.fromkeys(sums, 0.0))
                     total[scope] = {name: summed[name] + float(sums[name]) for name in sums}

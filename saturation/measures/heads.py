@@ -28,13 +28,10 @@ STATISTICS: dict[str, Rule] = dict.fromkeys(("tokens", "distance_queries", *SUMS
 
 
 def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
-    """Return the sums of every head, {path of its attention/head_j: {statistic: scalar}}."""
-    found = {}
-    for path, attention in forwards.attentions.items():
-        by_head = head_sums(attention)
-        for head in range(forwards.config.num_heads):
-            found[f"{path}/head_{head}"] = {name: sums[head] for name, sums in by_head.items()}
-    return found
+    """Return the sums of the heads of every attention, {its path/head_*: {statistic: (heads,)}}."""
+    return {
+        f"{path}/head_*": head_sums(attention) for path, attention in forwards.attentions.items()
+    }
 
 
 def head_sums(attention: AttentionWeights) -> dict[str, Array]:

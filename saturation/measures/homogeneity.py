@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SCALES = (1, 10, 100, 1000)
 KINDS = ("cosine_to_limit", "local_degree")
+STACKS = ("encoder", "decoder")
 
 
 @dataclass(frozen=True)
@@ -134,31 +135,44 @@ def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
     import jax.numpy as jnp
 
     # Outside of the loop: what forwards caches must not be traced inside.
-    known = {
-        scope: (forwards.parameter_limit[scope], forwards.valid(scope)) for scope in forwards.layers
-    }
+    limits = {scope: forwards.parameter_limit[scope] for scope in forwards.layers}
+    valid = {stack: forwards.valid(f"{stack}/final") for stack in STACKS}
 
     def at(scale: Array) -> dict[str, dict[str, Array]]:
         values, slopes = along_scale(forwards.taps, forwards.wide_params, scale)
-        return {s: _layer_sums(values[s], slopes[s], *known[s]) for s in forwards.layers}
+
+        def of_stack(stack: str) -> dict[str, Array]:
+            scopes = [scope for scope in forwards.layers if scope.startswith(f"{stack}/")]
+            vectors = [(values[scope], slopes[scope], limits[scope]) for scope in scopes]
+            return _layer_sums(vectors, valid[stack])
+
+        return {stack: of_stack(stack) for stack in STACKS}
 
     wide = jnp.result_type(float)
     # A loop over c, so that one forward pass is compiled for all of them.
     by_scale = jax.lax.map(at, jnp.asarray(SCALES, wide))
     found = {}
-    for scope, sums in by_scale.items():
-        found[scope] = {"tokens": forwards.valid(scope).sum().astype(wide)}
+    for stack, sums in by_scale.items():  # of arrays (scales, layers of the stack and its end)
+        tokens = jnp.full(sums[sum_names(KINDS[0])[0]].shape[1], valid[stack].sum()).astype(wide)
+        of_layers = {"tokens": tokens}
         for index, scale in enumerate(SCALES):
             for kind, name in zip(KINDS, names(scale), strict=True):
                 renamed = zip(sum_names(kind), sum_names(name), strict=True)
-                found[scope] |= {new: sums[old][index] for old, new in renamed}
+                of_layers |= {new: sums[old][index] for old, new in renamed}
+        found[f"{stack}/layers_*"] = {name: each[:-1] for name, each in of_layers.items()}
+        found[f"{stack}/final"] = {name: each[-1] for name, each in of_layers.items()}
     return found
 
 
-def _layer_sums(value: Array, slope: Array, limit: Limit, valid: Array) -> dict[str, Array]:
-    exists = valid & limit.valid.all(axis=-1)
-    cosines = sums_over_sequences("cosine_to_limit", cosine(value, limit.value), exists)
-    return cosines | sums_over_sequences("local_degree", local_degree(value, slope), valid)
+def _layer_sums(vectors: Sequence[tuple[Array, Array, Limit]], valid: Array) -> dict[str, Array]:
+    """Return {statistic: (layers,)} of layers' states, their slopes in ln c, and their limits."""
+    import jax.numpy as jnp
+
+    exists = jnp.stack([valid & limit.valid.all(axis=-1) for *_, limit in vectors])
+    cosines = jnp.stack([cosine(value, limit.value) for value, _, limit in vectors])
+    degrees = jnp.stack([local_degree(value, slope) for value, slope, _ in vectors])
+    sums = sums_over_sequences("cosine_to_limit", cosines, exists)
+    return sums | sums_over_sequences("local_degree", degrees, valid)
 
 
 def metrics(statistics: Statistics) -> dict[str, np.ndarray]:

@@ -35,24 +35,33 @@ STATISTICS: dict[str, Rule] = dict.fromkeys(
 
 def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
     """Return the sums of every layer and every head; those that a scope has none of are 0."""
-    found = {scope: _layer_sums(forwards, scope) for scope in forwards.layers}
+    found = {}
+    for stack in ("encoder", "decoder"):
+        scopes = [scope for scope in forwards.layers if scope.startswith(f"{stack}/")]
+        sums = _layer_sums(forwards, scopes)  # the last of them is that of the state at the end
+        found[f"{stack}/layers_*"] = {name: each[:-1] for name, each in sums.items()}
+        found[f"{stack}/final"] = {name: each[-1] for name, each in sums.items()}
     for path, attention in forwards.attentions.items() if "attention" in forwards.limits else ():
-        by_head = _head_sums(attention)
-        for head in range(forwards.config.num_heads):
-            found[f"{path}/head_{head}"] = {name: sums[head] for name, sums in by_head.items()}
-    return {scope: _filled(sums) for scope, sums in found.items()}
+        found[f"{path}/head_*"] = _head_sums(attention)
+    return found
 
 
-def _layer_sums(forwards: Forwards, scope: str) -> dict[str, Array]:
-    valid = forwards.valid(scope)
-    sums = {"tokens": valid.sum()}
+def _layer_sums(forwards: Forwards, scopes: Sequence[str]) -> dict[str, Array]:
+    """Return {statistic: (scopes,)} of the residual streams of one stack."""
+    import jax.numpy as jnp
+
+    valid = forwards.valid(scopes[0])
+    sums = {"tokens": jnp.full(len(scopes), valid.sum())}
     for limit in forwards.limits:
         name = COSINES[limit]
-        state, counted = _compared(forwards, limit, scope)
-        sums |= sums_over_sequences(name, cosine(forwards.soft[scope], state), counted)
+        compared = [_compared(forwards, limit, scope) for scope in scopes]
+        pairs = zip(scopes, compared, strict=True)
+        cosines = jnp.stack([cosine(forwards.soft[scope], state) for scope, (state, _) in pairs])
+        counted = jnp.stack([tokens for _, tokens in compared])  # (scopes, batch, length)
+        sums |= sums_over_sequences(name, cosines, counted)
         if name in EXCLUDED:
-            sums[EXCLUDED[name]] = (valid & ~counted).sum()
-    return sums
+            sums[EXCLUDED[name]] = (valid & ~counted).sum(axis=(1, 2))
+    return _filled(sums)
 
 
 def _compared(forwards: Forwards, limit: str, scope: str) -> tuple[Array, Array]:
@@ -73,14 +82,15 @@ def _head_sums(attention: AttentionWeights) -> dict[str, Array]:
     difference = jnp.abs(attention.soft - attention.saturated).sum(axis=-1) / 2
     by_head = jnp.swapaxes(difference, 0, 1)  # (heads, batch, query)
     tokens = jnp.full(len(by_head), attention.queries.sum())
-    return {"tokens": tokens, **sums_over_sequences("total_variation", by_head, attention.queries)}
+    sums = sums_over_sequences("total_variation", by_head, attention.queries)
+    return _filled({"tokens": tokens, **sums})
 
 
 def _filled(sums: dict[str, Array]) -> dict[str, Array]:
     import jax.numpy as jnp
 
     wide = jnp.result_type(float)
-    zero = jnp.zeros((), wide)
+    zero = jnp.zeros(sums["tokens"].shape, wide)
     return {name: sums[name].astype(wide) if name in sums else zero for name in STATISTICS}
 
 
@@ -92,14 +102,14 @@ def cosine(a: Array, b: Array) -> Array:
     """
     import jax.numpy as jnp
 
-    def unit(x: Array) -> Array:
+    def in_range(x: Array) -> Array:
         x = x.astype(jnp.result_type(float))
         largest = jnp.abs(x).max(axis=-1, keepdims=True)
-        x = x / jnp.where(largest == 0, 1, largest)
-        norm = jnp.sqrt((x * x).sum(axis=-1, keepdims=True))
-        return x / jnp.where(norm == 0, 1, norm)
+        return x * (1 / jnp.maximum(largest, 4 * float(jnp.finfo(x.dtype).tiny)))
 
-    return (unit(a) * unit(b)).sum(axis=-1)
+    a, b = in_range(a), in_range(b)
+    norms = jnp.sqrt((a * a).sum(axis=-1)) * jnp.sqrt((b * b).sum(axis=-1))
+    return (a * b).sum(axis=-1) / jnp.where(norms == 0, 1, norms)
 
 
 def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
