@@ -173,7 +173,7 @@ def describe_run(
     }
 
 
-def _environment() -> dict[str, str]:
+def _environment() -> dict[str, str | int]:
     import jax
     import numpy as np
 
@@ -186,6 +186,8 @@ def _environment() -> dict[str, str]:
         "jax": jax.__version__,
         "numpy": np.__version__,
         "device": f"{device.device_kind} ({device.platform})",
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "accumulation": accumulation(device.platform),
     }
 

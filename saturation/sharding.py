@@ -124,7 +124,7 @@ def parameter_sharding(
 
 def place(
     shape: Sequence[int], sharding: NamedSharding, read: Callable[[Box], np.ndarray]
-) -> Shaped[Array, ...]:
+) -> jax.Array:
     """Return an array whose slices are read where they lie, by the process that holds them.
 
     Args:

@@ -24,7 +24,7 @@ def test_a_task_that_submitit_is_told_to_stop_is_queued_again(slurm, t5_base, ex
     slurm.submitted.extend((tasks[0].split("_")[0], report))
 
     def running() -> str | None:
-        return next((t for t in tasks if "submission" in _log(logs, t)), None)
+        return next((task for task in tasks if "JobEnvironment" in _log(logs, task)), None)
 
     slurm.wait(lambda: (out / "run").exists() and running() is not None, "a task that measures")
     first = running()
