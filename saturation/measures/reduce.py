@@ -8,7 +8,6 @@ rule in float64 on the host they are the value.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
@@ -28,9 +27,7 @@ _ROW = 2048
 _ROWS_AT_ONCE = 4
 _STRIDE = _ROW * _ROWS_AT_ONCE
 
-# Before JAX 0.8 it had only its experimental name.
-_home = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
-enable_x64 = _home.enable_x64
+enable_x64 = jax.enable_x64
 
 Terms = dict[str, jax.Array]
 
