@@ -9,7 +9,6 @@ from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator
 
 from saturation.report.series import RunTable
 from saturation.report.smoothing_text import STACKS, depth
@@ -126,8 +125,10 @@ def _through_training(axes: Axes, run: RunTable, stack: str) -> None:
     colours = colormaps["viridis"](np.linspace(0.0, 0.9, len(states)))
     for (state, at), colour in zip(states.items(), colours, strict=True):
         steps, values = np.array(list(at)), list(at.values())
-        axes.plot(steps, values, color=colour, lw=1.3, label=state)
+        axes.plot(steps, values, color=colour, lw=1.3, marker=".", label=state)
         step_axis(axes, steps, is_log_spaced(steps))
+        if len(steps) == 1:
+            axes.set_xticks(steps)
     log_values(axes)
 
 
@@ -137,8 +138,7 @@ def _name_states(axes: Axes, run: RunTable, stack: str) -> None:
         {"embedding": "emb", "final": "norm"}.get(state) or state.rpartition("_")[2]
         for state in depth(run, stack, "hfc_lfc")
     ]
-    if len(names) <= 2 * MOST_STATES_NAMED:
-        axes.set_xticks(range(len(names)), names, fontsize=8)
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    spacing = -(-len(names) // MOST_STATES_NAMED)
+    named = [0, *range(spacing, len(names) - spacing, spacing), len(names) - 1]
+    axes.set_xticks(named, [names[place] for place in named], fontsize=8)
     axes.set_xlim(-0.4, len(names) - 0.6)

@@ -21,6 +21,7 @@ from saturation.report.style import (
     SKY,
     WIDTH,
     is_log_spaced,
+    log_values,
     shorten,
     step_axis,
     title,
@@ -168,8 +169,10 @@ def _trend(axes: Axes, run: RunTable, metric: str) -> None:
         axes.plot(steps, middle, "o-", color=colour, ms=3, label=f"{kind} (median, quartiles)")
         axes.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
         step_axis(axes, steps, is_log_spaced(steps))
+        if len(steps) == 1:
+            axes.set_xticks(steps)
     if metric == "spectral_radius":
-        axes.set_yscale("log")
+        log_values(axes)
     if metric == "sharpens_below":
         axes.set_ylim(-1.08, 1.08)
     axes.set_xlabel("training step", fontsize=9)
