@@ -4,10 +4,11 @@
 
 Everything in forwards of the same model on the same tokens, float32 at the highest matmul
 precision: the ordinary forward has its softmax put back into it, the saturated one is the package's
-at τ = 0. Times are medians of interleaved rounds; operations are counted by XLA's cost analysis
-(of a `cond` it counts every branch). The measure runs as the driver runs it, x64 on, parameters
-float32, limits and sums float64. Memory is that of an encoder with one layer at batch 8 × 512, in a
-process of its own: what XLA plans and the peak that was measured. Prints JSON, then a sentence.
+at τ = 0. Ratios are medians over rounds in which all of a group take turns; operations are counted
+by XLA's cost analysis (of a `cond` it counts every branch). The measures run as the driver runs
+them: x64 on, parameters float32, limits and sums float64. Memory is that of an encoder with one
+layer at batch 8 × 512, in a process of its own: what XLA plans and the peak that was measured. Of
+the limit in float32 it also says how far it is from that in float64. Prints JSON, then a sentence.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import argparse
 import dataclasses
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -31,17 +33,27 @@ import numpy as np
 from flax.linen import unbox
 from interleaved import interleaved, ratio
 
-from saturation.limit import saturate
+from saturation.limit import count_ties, saturate
 from saturation.measures.forwards import Forwards
+from saturation.measures.homogeneity import HOMOGENEITY
 from saturation.measures.reduce import enable_x64
-from saturation.measures.saturation import SATURATION
+from saturation.measures.saturation import SATURATION, cosine
 from saturation.models import T5, T5Config
 
-MEMORY = {  # of one encoder layer: what is computed, and in which dtype
-    "temperature_0": ("forward", jnp.float32),
-    "saturate_4_float32": ("saturate", jnp.float32),
-    "saturate_4_float64": ("saturate", jnp.float64),
+BOTH = ("attention", "parameter")
+MEASURES = {  # name: (measure, what it compares with, terms)
+    "attention": (SATURATION, ("attention",), 4),
+    "both_1": (SATURATION, BOTH, 1),
+    "both_4": (SATURATION, BOTH, 4),
+    "all_4": (SATURATION, (*BOTH, "scaled"), 4),
+    "homogeneity": (HOMOGENEITY, BOTH, 4),
 }
+MEMORY = {  # of one encoder layer: whether it is the parameter limit, and the dtype
+    "temperature_0": (False, jnp.float32),
+    "saturate_4_float32": (True, jnp.float32),
+    "saturate_4_float64": (True, jnp.float64),
+}
+Candidates = dict[str, tuple[Callable[[], Any], dict[str, float]]]
 
 
 def tokens_of(config: T5Config, batch: int, length: int) -> np.ndarray:
@@ -58,13 +70,16 @@ def parameters_of(config: T5Config, tokens: np.ndarray) -> Any:
     return unbox(init()["params"])
 
 
-def ordinary_softmax(scores, temperature, axis=-1, where=None):
-    """What a T5 has that knows no temperature."""
-    return jax.nn.softmax(jnp.where(where, scores, -jnp.inf), axis)
+def widened(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+
+
+def states(config: T5Config, tokens: np.ndarray, params: Any) -> dict[str, jax.Array]:
+    return T5(config).apply({"params": params}, tokens, tokens)[1]
 
 
 def compiled(function: Callable, *args: Any) -> tuple[Callable[[], Any], dict[str, float]]:
-    """The function, called with these arguments; seconds to trace and to compile, operations."""
+    """The function, called with these arguments; seconds to trace and compile, operations."""
     start = time.perf_counter()
     lowered = jax.jit(function).lower(*args)
     traced = time.perf_counter()
@@ -77,62 +92,101 @@ def compiled(function: Callable, *args: Any) -> tuple[Callable[[], Any], dict[st
     return lambda: jax.block_until_ready(ready(*args)), facts
 
 
-def candidates(config: T5Config, params: Any, tokens: np.ndarray) -> dict[str, tuple]:
-    """{name: (call, facts)} of everything that is timed."""
+def ordinary_softmax(scores, temperature, axis=-1, where=None):
+    """What a T5 has that knows no temperature."""
+    return jax.nn.softmax(jnp.where(where, scores, -jnp.inf), axis)
+
+
+def forwards(config: T5Config, params: Any, tokens: np.ndarray) -> Candidates:
+    """The ordinary forward, and the package's at τ = 0."""
 
     def forward(params, temperature):
         return T5(config).apply({"params": params}, tokens, tokens, temperature)[0]
 
-    def states(params):
-        return T5(config).apply({"params": params}, tokens, tokens)[1]
-
-    def measured(params, limits, terms):
-        return SATURATION.observe(Forwards(config, params, tokens, tokens, 1000.0, terms, limits))
-
-    both = ("attention", "parameter")
     with mock.patch("saturation.models.layers.tempered_softmax", ordinary_softmax):
-        found = {"ordinary": compiled(partial(forward, temperature=1.0), params)}
-    found["temperature_0"] = compiled(forward, params, 0.0)
+        ordinary = compiled(partial(forward, temperature=1.0), params)
+    return {"ordinary": ordinary, "temperature_0": compiled(forward, params, 0.0)}
+
+
+def limits(config: T5Config, params: Any, tokens: np.ndarray) -> Candidates:
+    """The parameter limit of every layer, with 1 and 4 terms, in float32 and float64."""
+    run = partial(states, config, tokens)
+    found = {}
     with enable_x64(True):
-        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
-        for terms in (1, 4):
-            for name, leaves in (("float32", params), ("float64", wide)):
-                found[f"saturate_{terms}_{name}"] = compiled(saturate(states, terms), leaves)
-        del wide, leaves
-        for name, limits, terms in (
-            ("measure_attention", ("attention",), 4),
-            ("measure_both_1", both, 1),
-            ("measure_both_4", both, 4),
-            ("measure_all_4", (*both, "scaled"), 4),
-        ):
-            found[name] = compiled(partial(measured, limits=limits, terms=terms), params)
+        for name, leaves in (("float32", params), ("float64", widened(params))):
+            for terms in (1, 4):
+                found[f"saturate_{terms}_{name}"] = compiled(saturate(run, terms), leaves)
     return found
+
+
+def measures(config: T5Config, params: Any, tokens: np.ndarray) -> Candidates:
+    """Whole measures of one batch, as the driver takes them."""
+
+    def measured(params, measure, compared, terms):
+        return measure.observe(Forwards(config, params, tokens, tokens, 1000.0, terms, compared))
+
+    with enable_x64(True):
+        return {
+            f"measure_{name}": compiled(
+                partial(measured, measure=measure, compared=compared, terms=terms), params
+            )
+            for name, (measure, compared, terms) in MEASURES.items()
+        }
+
+
+def agreement(config: T5Config, params: Any, tokens: np.ndarray) -> dict[str, float]:
+    """How far the limit in float32 is from that in float64: means, tokens, ties."""
+    run = partial(states, config, tokens)
+
+    @jax.jit
+    def limit(leaves):
+        return saturate(run)(leaves), count_ties(run)(leaves)
+
+    with enable_x64(True):
+        soft = jax.jit(run)(params)
+        (narrow, narrow_ties), (wide, wide_ties) = limit(params), limit(widened(params))
+        means, apart = [], []
+        for scope in soft:
+            means += [(cosine(soft[scope], one[scope].value)).mean() for one in (narrow, wide)]
+            apart.append(cosine(narrow[scope].value, wide[scope].value) < 0.999)
+    means = np.array(means).reshape(-1, 2)
+    return {
+        "largest_difference_of_mean_cosines": float(np.abs(means[:, 0] - means[:, 1]).max()),
+        "share_of_states_apart": float(np.mean([np.mean(each) for each in apart])),
+        "share_of_states_apart_in_the_last_layer": float(np.mean(apart[-1])),
+        "ties_float32": int(narrow_ties),
+        "ties_float64": int(wide_ties),
+    }
 
 
 def layer_memory(name: str) -> dict[str, float]:
     """Gigabytes of an encoder with one layer at batch 8 × 512, in this process alone."""
-    kind, dtype = MEMORY[name]
+    limit, dtype = MEMORY[name]
     config = dataclasses.replace(T5Config.published("t5-base"), num_encoder_layers=1)
     tokens = tokens_of(config, 8, 512)
 
     def encode(params, temperature=0.0):
         return T5(config).apply({"params": params}, tokens, temperature, method="encode")[1]
 
-    function = encode if kind == "forward" else saturate(partial(encode, temperature=1.0), 4)
+    function = saturate(partial(encode, temperature=1.0), 4) if limit else encode
+    rng = np.random.default_rng(0)
     with enable_x64(dtype == jnp.float64), jax.default_matmul_precision("highest"):
         shapes = jax.eval_shape(lambda: parameters_of(config, tokens))
-        shapes = {key: shapes[key] for key in ("token_embedder", "encoder")}
-        params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, dtype), shapes)
+        params = {
+            key: jax.tree.map(
+                lambda s: jnp.asarray(rng.standard_normal(s.shape), dtype), shapes[key]
+            )
+            for key in ("token_embedder", "encoder")
+        }
         ready = jax.jit(function).lower(params).compile()
         jax.block_until_ready(ready(params))
     planned = ready.memory_analysis()
-    parts = (
-        planned.argument_size_in_bytes,
-        planned.temp_size_in_bytes,
-        planned.output_size_in_bytes,
-    )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"planned_gb": sum(parts) / 1e9, "peak_gb": peak / 1e9}
+    given, made = planned.argument_size_in_bytes, planned.output_size_in_bytes
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return {
+        "planned_gb": (given + planned.temp_size_in_bytes + made) / 1e9,
+        "peak_gb": int(peak[1]) * 1024 / 1e9,
+    }
 
 
 def in_a_process(name: str) -> dict[str, float]:
@@ -153,44 +207,56 @@ def main() -> None:
         print(json.dumps(layer_memory(arguments.memory)))
         return
 
+    memory = {name: in_a_process(name) for name in MEMORY}
     jax.config.update("jax_default_matmul_precision", "highest")
     config = T5Config.published(arguments.size)
     tokens = tokens_of(config, arguments.batch, arguments.length)
-    found = candidates(config, parameters_of(config, tokens), tokens)
-    timed = interleaved({name: call for name, (call, _) in found.items()}, arguments.rounds)
-    operations = {name: facts["gigaflops"] for name, (_, facts) in found.items()}
+    params = parameters_of(config, tokens)
+    first = forwards(config, params, tokens)
+    seconds, in_forwards, facts_compiled = {}, {}, {name: each for name, (_, each) in first.items()}
+    for group in (forwards, limits, measures):
+        found = first | group(config, params, tokens)
+        timed = interleaved({name: call for name, (call, _) in found.items()}, arguments.rounds)
+        facts_compiled |= {name: each for name, (_, each) in found.items()}
+        seconds[group.__name__] = timed
+        in_forwards |= {name: ratio(timed, name, to="ordinary") for name in timed}
+        del found
+    operations = {name: each["gigaflops"] for name, each in facts_compiled.items()}
     facts = {
         "model": arguments.size,
         "batch": arguments.batch,
         "tokens": [arguments.length, arguments.length],
         "cores": os.cpu_count(),
         "jax": jax.__version__,
-        "compiled": {name: facts for name, (_, facts) in found.items()},
-        "timed": timed,
-        "forwards": {name: ratio(timed, name, to="ordinary") for name in timed},
+        "compiled": facts_compiled,
+        "timed": seconds,
+        "forwards": in_forwards,
         "forwards_by_operations": {
             name: count / operations["ordinary"] for name, count in operations.items()
         },
-        "one_encoder_layer_8_x_512": {name: in_a_process(name) for name in MEMORY},
+        "float32_against_float64": agreement(config, params, tokens),
+        "one_encoder_layer_8_x_512": memory,
     }
     print(json.dumps(facts, indent=1))
     print(sentence(facts))
 
 
 def sentence(facts: dict[str, Any]) -> str:
-    forwards, memory = facts["forwards"], facts["one_encoder_layer_8_x_512"]
+    took, memory = facts["forwards"], facts["one_encoder_layer_8_x_512"]
+    apart = facts["float32_against_float64"]
     return (
-        f"{facts['model']}: the forward at temperature 0 takes {forwards['temperature_0']:.2f} of "
-        f"the ordinary one ({facts['forwards_by_operations']['temperature_0']:.3f} by operations); "
-        f"the parameter limit {forwards['saturate_1_float32']:.1f} forwards with 1 term and "
-        f"{forwards['saturate_4_float32']:.1f} with 4 in float32, "
-        f"{forwards['saturate_1_float64']:.1f} and {forwards['saturate_4_float64']:.1f} in "
-        f"float64; measuring to the attention limit {forwards['measure_attention']:.2f} in all, to "
-        f"both {forwards['measure_both_1']:.1f} with 1 term and "
-        f"{forwards['measure_both_4']:.1f} with 4; "
-        f"an encoder layer at 8 x 512 peaks at {memory['temperature_0']['peak_gb']:.1f} GB at "
-        f"temperature 0, {memory['saturate_4_float32']['peak_gb']:.1f} GB (float32) and "
-        f"{memory['saturate_4_float64']['peak_gb']:.1f} GB (float64) in the parameter limit."
+        f"{facts['model']}: the forward at temperature 0 takes {took['temperature_0']:.2f} of the "
+        f"ordinary one ({facts['forwards_by_operations']['temperature_0']:.3f} by operations); the "
+        f"parameter limit {took['saturate_1_float32']:.1f} forwards with 1 term and "
+        f"{took['saturate_4_float32']:.1f} with 4 in float32, {took['saturate_1_float64']:.1f} and "
+        f"{took['saturate_4_float64']:.1f} in float64, and the two dtypes' mean cosines differ by "
+        f"{apart['largest_difference_of_mean_cosines']:.1e} at most; measuring saturation to the "
+        f"attention limit takes {took['measure_attention']:.2f} forwards in all, to both limits "
+        f"{took['measure_both_1']:.1f} with 1 term and {took['measure_both_4']:.1f} with 4, "
+        f"homogeneity {took['measure_homogeneity']:.0f}; an encoder layer at 8 x 512 peaks at "
+        f"{memory['temperature_0']['peak_gb']:.1f} GB at temperature 0, and in the parameter limit "
+        f"at {memory['saturate_4_float32']['peak_gb']:.1f} GB in float32 and "
+        f"{memory['saturate_4_float64']['peak_gb']:.1f} GB in float64."
     )
 
 
