@@ -10,6 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from saturation.growth import BLOCK, MINIMUM_POINTS, Fit, best_law, describe
+from saturation.report.saturation_text import GUIDE as SATURATION_GUIDE
+from saturation.report.saturation_text import saturation_table
 from saturation.report.scan_text import GUIDE as SCAN_GUIDE
 from saturation.report.scan_text import scan_table
 from saturation.report.series import (
@@ -108,7 +110,7 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
     if not run.scopes("l2"):
         measured = _say_metrics(run) or "nothing"
         lines.append(_wrap(f"Measured: {measured}; no finite norm."))
-        return "\n".join([*lines, *_scan_lines(run), *_smoothing_lines(run)])
+        return "\n".join([*lines, *_activation_lines(run)])
     scope, series = run.main_series("l2")
     lines += [_wrap(_say_measured(run, series)), "", *_norm_table(run), ""]
     if scope in laws:
@@ -116,11 +118,21 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
     guide = reading_guide(run, laws.get(scope, {}))
     if guide:
         lines += ["How to read growth.png", *(_wrap(s, f"  {n}. ") for n, s in enumerate(guide, 1))]
-    lines += [*_scan_lines(run), *_smoothing_lines(run)]
+    lines += _activation_lines(run)
     warned = warnings(run, laws)
     if warned:
         lines += ["", *(_wrap(text, "Warning: ") for text in warned)]
     return "\n".join(lines)
+
+
+def _activation_lines(run: RunTable) -> list[str]:
+    return [*_saturation_lines(run), *_scan_lines(run), *_smoothing_lines(run)]
+
+
+def _saturation_lines(run: RunTable) -> list[str]:
+    """Return how saturated the network is, and how to read the figures; nothing if not measured."""
+    figures = "saturation.png, heads.png and homogeneity.png"
+    return _with_guide(saturation_table(run), figures, SATURATION_GUIDE)
 
 
 def _scan_lines(run: RunTable) -> list[str]:

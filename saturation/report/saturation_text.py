@@ -1,0 +1,57 @@
+"""How saturated a network is and what its heads attend to, in words: a table and how to read it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from saturation.report.saturation_figures import COSINES, LAYER, on_steps, shares
+from saturation.report.series import HEAD_KINDS, RunTable
+
+
+def saturation_table(run: RunTable) -> list[str]:
+    """Return the lines of a table: layers by limit, heads by kind; empty without either."""
+    layers = [_layers_row(run, metric, name) for metric, name in COSINES.items()]
+    heads = [_heads_row(run, kind, pattern) for kind, pattern in HEAD_KINDS.items()]
+    titles = "mean over layers of the cosine to", "argmax-like heads (n < 1.5) of"
+    found = []
+    for title, rows in zip(titles, (layers, heads), strict=True):
+        if any(rows):
+            found += [_line(title, "first", "last"), *filter(None, rows)]
+    return found
+
+
+def _line(name: str, first: str, last: str) -> str:
+    return f"{name:<36}{first:>14}{last:>14}"
+
+
+def _layers_row(run: RunTable, metric: str, name: str) -> str:
+    found = list(run.matching(metric, LAYER).values())
+    if not found:
+        return ""
+    means = np.nanmean(on_steps(found)[1], axis=0)
+    return _line(name, f"{means[0]:.3f}", f"{means[-1]:.3f}")
+
+
+def _heads_row(run: RunTable, kind: str, pattern: str) -> str:
+    positions = run.matching("positions_mean", pattern)
+    fractions = run.matching("positions_fraction", pattern)
+    both = [scope for scope in positions if scope in fractions]
+    if not both:
+        return ""
+    _, n = on_steps([positions[scope] for scope in both])
+    _, fraction = on_steps([fractions[scope] for scope in both])
+    argmax_like, _ = shares(n, fraction)
+    first, last = (f"{round(share * len(both))} of {len(both)}" for share in argmax_like[[0, -1]])
+    return _line(kind, first, last)
+
+
+GUIDE = (
+    "In saturation.png each row or curve is the residual stream after one layer, beside what it "
+    "would be in a limit: every attention at temperature 0 (only the best keys count), or all "
+    "parameters grown without bound. 1 is a layer that is there already.",
+    "In heads.png n is the number of keys that tie for the highest score, averaged over queries: 1 "
+    "for a head that attends to one place, near all keys for one that averages.",
+    "In homogeneity.png all parameters are multiplied by c. A curve that falls says from which c "
+    "on the limit describes the layer; below, a level line at 3 (5 where the feed-forward is "
+    "gated) says that the layer grows as that power of c.",
+)
