@@ -34,6 +34,7 @@ from saturation.run_activations import (
 )
 from saturation.run_groups import measure_groups
 from saturation.run_weights import WeightStream
+from saturation.sharding import make_mesh
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import Parameter
@@ -143,6 +144,8 @@ def _prepare(
     described = describe_run(trajectory, asked, parameters)
     if settings is not None:
         settings.refuse_other_models(parameters, trajectory.path)
+        if settings.mesh:
+            make_mesh(settings.mesh)  # refuses what does not fit the devices
         described["activations"] = settings.describe()
         if any(isinstance(one, ActivationMeasure) and one.needs_corpus for one in asked):
             described["corpus"] = settings.describe_corpus()

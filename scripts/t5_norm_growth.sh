@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How a T5's parameters grow through pretraining (Merrill et al. 2021, figures 1 and 2): norms, directions,
+# How a T5's parameters grow through pretraining (Merrill et al. 2021): norms, directions,
 # growth laws and figures of a trajectory of checkpoints.
 #   bash scripts/t5_norm_growth.sh TRAJECTORY OUT [OPTION …]      OPTIONs go to `saturation measure`
 #   bash scripts/t5_norm_growth.sh --report OUT                   figures and laws of what is measured

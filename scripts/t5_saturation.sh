@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# How saturated a T5's attention is through pretraining, and what its heads attend to (Merrill et al. 2021,
-# figures 3 to 5): every layer against its attention limit and its parameter limit, on tokens.
+# How saturated a T5's attention is through pretraining, and what its heads attend to (Merrill et al. 2021):
+# every layer against its attention limit and its parameter limit, on tokens.
 #   bash scripts/t5_saturation.sh TRAJECTORY OUT [OPTION …]       OPTIONs go to `saturation measure`
 #   bash scripts/t5_saturation.sh --report OUT                    figures of what is measured
 # TRAJECTORY is a folder, a URL, or the name of a public one (docs/places.md), such as pile-t5-base; OUT a

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from activation_cases import checkpoint_and_tokens
+from made_trajectory import write_trajectory
 
+import saturation
 from saturation.errors import MeasureError
 from saturation.measures.heads import HEADS
 from saturation.run_activations import ActivationSettings, observe_checkpoint
@@ -30,6 +32,15 @@ def test_a_process_reads_each_slice_of_a_parameter_once():
     checkpoint, tokens = checkpoint_and_tokens()
     observe_checkpoint(checkpoint, (HEADS,), ActivationSettings(tokens, mesh={"model": 8}))
     assert checkpoint.elements == sum(array.size for array in checkpoint.flat.values())
+
+
+def test_a_mesh_that_does_not_fit_is_refused_before_a_run_is_begun(tmp_path):
+    trajectory = saturation.open_trajectory(write_trajectory(tmp_path / "t", (0,)))
+    _, tokens = checkpoint_and_tokens()
+    settings = ActivationSettings(tokens, mesh={"data": 3})
+    with pytest.raises(MeasureError, match="data=3 does not share out the devices"):
+        saturation.measure(trajectory, ["heads"], str(tmp_path / "run"), activations=settings)
+    assert not (tmp_path / "run").exists()
 
 
 def test_tokens_outside_the_vocabulary_are_refused():
