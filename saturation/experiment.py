@@ -68,13 +68,13 @@ def report(
     tables = {names[run]: load_results(run, partial=partial) for run in runs}
     fits = fit_tables(tables)
     written = []
+    eigenvalues = {names[run]: load_vectors(run, "spectrum") for run in runs}
     if figures is not None:
-        eigenvalues = {names[run]: load_vectors(run, "spectrum") for run in runs}
         written += write_figures(tables, fits, figures, eigenvalues)
         written.append(write_summary(tables, fits, Path(figures) / "summary.txt"))
     if page is not None:
         facts = {names[run]: describe(RunFolder(run)) for run in runs}
-        written.append(write_page(tables, fits, page, facts))
+        written.append(write_page(tables, fits, page, facts, eigenvalues))
     return written
 
 

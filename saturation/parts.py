@@ -17,7 +17,7 @@ import numpy as np
 from saturation.errors import ResultsError
 from saturation.measures import find_measures
 from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure
-from saturation.runfolder import RunFolder, part_name
+from saturation.runfolder import RUN_FILE, RunFolder, part_name
 
 ACTIVATIONS = "activations"  # stands for an array's name in the parts of a measure of activations
 
@@ -56,6 +56,12 @@ def describe(folder: RunFolder) -> dict[str, Any]:
         raise ResultsError(
             f"{folder.path} holds no run: there is no run.json. "
             "Write one with `saturation measure TRAJECTORY --measures norms --out RUN`."
+        )
+    lacking = [key for key in ("steps", "arrays", "bundles") if key not in described]
+    if lacking:
+        raise ResultsError(
+            f"{folder.path}/{RUN_FILE} has no {' and no '.join(f'`{key}`' for key in lacking)}: "
+            "another version of saturation wrote it. Measure into a new folder."
         )
     return described
 
@@ -134,17 +140,17 @@ def part_content(
 
 
 def read_part(
-    folder: RunFolder, measure: str, key: str, span: tuple[int, int]
+    folder: RunFolder, measure: Measure, key: str, span: tuple[int, int]
 ) -> dict[str, np.ndarray]:
     """Return the columns of one part.
 
     Raises:
-      ResultsError: the part is gone or damaged.
+      ResultsError: the part is gone or damaged, or lacks what this version's measure reads.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    name = part_name(measure, key, *span)
+    name = part_name(measure.name, key, *span)
     content = folder.read(name)
     if content is None:
         raise ResultsError(f"{folder.path}/{name} vanished while the run was read; try again.")
@@ -155,4 +161,20 @@ def read_part(
             f"{folder.path}/{name} is damaged ({error}); delete it and run `saturation measure` "
             "again, which computes only that part."
         ) from error
+    lacking = sorted(_columns(measure) - set(table.column_names))
+    if lacking:
+        raise ResultsError(
+            f"{folder.path}/{name} lacks {', '.join(lacking)} of {measure.name}: another version "
+            f"of saturation wrote it. Delete {folder.path}/parts/{measure.name} and run the same "
+            "`saturation measure` again, which computes that anew."
+        )
     return {column: table[column].to_numpy() for column in table.column_names}
+
+
+def _columns(measure: Measure) -> set[str]:
+    """Return what every part of a measure must hold."""
+    if isinstance(measure, ActivationMeasure):
+        return {"scope", *measure.statistics}
+    if isinstance(measure, GroupMeasure):
+        return {"step", "scope", *measure.statistics, *measure.vectors}
+    return {"step", "array", *measure.statistics}

@@ -8,8 +8,8 @@ import pytest
 from report_tables import rows
 
 from saturation.report.figures import build_figures, missing_figures
-from saturation.report.saturation_figures import on_steps, ordered_layers, shares
-from saturation.report.series import RunTable
+from saturation.report.saturation_figures import ordered_layers, shares
+from saturation.report.series import RunTable, on_steps
 from saturation.report.summary import summarize
 
 STEPS = (0, 10, 20)

@@ -76,7 +76,16 @@ def test_what_is_not_finite_is_said():
     text = text_of(table)
     assert "the norm of 'total' is NaN or infinite at 1 of the checkpoints (step 160)" in text
     table["value"] = np.nan
-    assert "Measured: l2; no finite norm." in text_of(table)
+    assert "apart; no finite norm." in text_of(table)
+
+
+def test_one_checkpoint_is_said_as_one():
+    text = text_of(norms((1000,)))
+    assert "Measured: l2, at 1 checkpoint, step 1,000." in text
+    assert re.search(r"output head is [\d.]+ at step 1,000\.", text)
+    assert "1 checkpoint is too few for a growth law" in text
+    heads = text_of(rows((0, 5), "heads", "entropy", "encoder/layers_0/attention/head_0", (2, 1)))
+    assert "Measured: entropy, at 2 checkpoints from step 0 to 5, 5 steps apart." in heads
 
 
 def test_a_curve_that_is_no_power_is_said():
@@ -110,11 +119,12 @@ def test_reports_need_no_jax(tmp_path: Path):
         "import sys, pathlib\n"
         "sys.path.insert(0, sys.argv[1])\n"
         "import report_tables\n"
-        "from saturation.report import fit_tables, write_figures, write_summary\n"
+        "from saturation.report import fit_tables, write_figures, write_page, write_summary\n"
         "tables = {'run': report_tables.rows(range(30), 'norms', 'l2', 'total', range(30))}\n"
         "fits = fit_tables(tables)\n"
         "write_summary(tables, fits, sys.argv[2] + '/summary.txt')\n"
         "write_figures(tables, fits, sys.argv[2])\n"
+        "write_page(tables, fits, sys.argv[2] + '/page.html')\n"
         "print('jax' in sys.modules, 'matplotlib.pyplot' in sys.modules)\n"
     )
     here = str(Path(__file__).parent)

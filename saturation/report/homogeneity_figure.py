@@ -40,10 +40,14 @@ def curves(
     values = {scope: np.full(len(grid), np.nan) for scope in ordered_layers(by_scale[0])}
     for column, found in enumerate(by_scale):
         for scope, one in found.items():
-            here = one.values[one.steps == step]
-            if scope in values and len(here):
-                values[scope][column] = here[0]
+            if scope in values:
+                values[scope][column] = one.at(step)
     return values
+
+
+def away(cosine: Float[np.ndarray, " scales"]) -> Float[np.ndarray, " scales"]:
+    """Return 1 − cos as a logarithmic axis can hold it: no less than what float64 tells from 0."""
+    return np.maximum(1 - cosine, NEAREST)
 
 
 def draw_homogeneity(parent: Figure | SubFigure, run: RunTable) -> None:
@@ -57,8 +61,16 @@ def draw_homogeneity(parent: Figure | SubFigure, run: RunTable) -> None:
     for (upper, lower), step in zip(panels.T, chosen, strict=True):
         cosines, degrees = (curves(run, prefix, grid, int(step)) for prefix in (COSINE, DEGREE))
         for scope, (colour, line) in layer_lines(list(cosines)).items():
-            away = np.maximum(1 - cosines[scope], NEAREST)
-            upper.plot(grid, away, line, color=colour, marker="o", ms=3, lw=1.3, label=scope)
+            upper.plot(
+                grid,
+                away(cosines[scope]),
+                line,
+                color=colour,
+                marker="o",
+                ms=3,
+                lw=1.3,
+                label=scope,
+            )
             lower.plot(grid, degrees[scope], line, color=colour, marker="o", ms=3, lw=1.3)
             ends |= {round(float(end)) for end in degrees[scope][-1:] if np.isfinite(end)}
         for axes in (upper, lower):

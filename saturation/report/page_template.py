@@ -58,6 +58,7 @@ figure.wide { grid-column: 1 / -1; }
 figcaption { font-size: .93rem; margin-bottom: 6px; }
 figcaption b { display: block; color: var(--ink); font-size: 1rem; }
 .scroll { overflow-x: auto; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
+.scroll { margin-bottom: 16px; } pre { margin: 0; padding: 10px 14px; font-size: .85rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; padding: 6px 9px; border-bottom: 1px solid var(--line);
   vertical-align: top; }

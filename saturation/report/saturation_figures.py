@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from saturation.report.series import HEAD_KINDS, RunTable, Series
+from saturation.report.series import HEAD_KINDS, RunTable, Series, on_steps
 from saturation.report.style import (
     BLUE,
     GREEN,
@@ -39,6 +39,7 @@ HEADS = {  # {kind: (pattern of its heads, colour)}
 }
 ARGMAX_LIKE = 1.5  # positions: nearer to one key than to two
 MEAN_LIKE = 0.5  # of the allowed keys: nearer to all of them than to none
+ROLES = (f"argmax-like: n < {ARGMAX_LIKE}", "mean-like: n > half of allowed keys")
 BINS = 24
 COSINE_RANGE = 0.0, 1.0
 
@@ -81,15 +82,6 @@ def layer_lines(scopes: Sequence[str]) -> dict[str, tuple[Any, str]]:
     return found
 
 
-def on_steps(series: Sequence[Series]) -> tuple[np.ndarray, Float[np.ndarray, "series steps"]]:
-    """Return all steps that occur, and every series' values there, NaN where it has none."""
-    steps = np.unique(np.concatenate([one.steps for one in series]))
-    values = np.full((len(series), len(steps)), np.nan)
-    for row, one in zip(values, series, strict=True):
-        row[np.searchsorted(steps, one.steps)] = one.values
-    return steps, values
-
-
 def shares(
     positions: Float[np.ndarray, "heads steps"], fraction: Float[np.ndarray, "heads steps"]
 ) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
@@ -102,6 +94,18 @@ def shares(
     argmax_like = positions < ARGMAX_LIKE
     mean_like = (fraction > MEAN_LIKE) & ~argmax_like
     return argmax_like.sum(axis=0) / measured, mean_like.sum(axis=0) / measured
+
+
+def roles(run: RunTable) -> tuple[np.ndarray, dict[str, Float[np.ndarray, " steps"]]] | None:
+    """Return the steps and {role: its share of all heads}, None where that was not measured."""
+    positions = run.matching("positions_mean", r".*/head_\d+")
+    fractions = run.matching("positions_fraction", r".*/head_\d+")
+    heads = [scope for scope in positions if scope in fractions]
+    if not heads:
+        return None
+    steps, n = on_steps([positions[scope] for scope in heads])
+    _, fraction = on_steps([fractions[scope] for scope in heads])
+    return steps, dict(zip(ROLES, shares(n, fraction), strict=True))
 
 
 def draw_heads(parent: Figure | SubFigure, run: RunTable) -> None:
@@ -149,12 +153,11 @@ def _positions(axes: Axes, run: RunTable) -> None:
 
 
 def _roles(axes: Axes, run: RunTable) -> None:
-    positions = run.matching("positions_mean", r".*/head_\d+")
-    fractions = run.matching("positions_fraction", r".*/head_\d+")
-    steps, n = on_steps([positions[scope] for scope in positions if scope in fractions])
-    _, fraction = on_steps([fractions[scope] for scope in positions if scope in fractions])
-    labels = (f"argmax-like: n < {ARGMAX_LIKE}", "mean-like: n > half of allowed keys")
-    for share, line, label in zip(shares(n, fraction), ("-", "--"), labels, strict=True):
+    found = roles(run)
+    if found is None:
+        return
+    steps, by_role = found
+    for (label, share), line in zip(by_role.items(), ("-", "--"), strict=True):
         axes.plot(steps, 100 * share, line, color=GREY, marker="o", markersize=3, label=label)
     step_axis(axes, steps, is_log_spaced(steps))
     axes.set_ylim(-4, 104)

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from saturation.report.saturation_figures import HEADS, on_steps
+from saturation.report.saturation_figures import HEADS
 from saturation.report.scan_text import snap_steps
-from saturation.report.series import RunTable
+from saturation.report.series import RunTable, on_steps
 from saturation.report.style import BLACK, GREY, is_log_spaced, shorten, step_axis, title
 
 LAYER, HEAD = re.compile(r"layers_(\d+)"), re.compile(r"head_(\d+)")

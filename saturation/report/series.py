@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -53,6 +53,11 @@ class Series:
     def __len__(self) -> int:
         return len(self.steps)
 
+    def at(self, step: int) -> float:
+        """Return the value at a step, NaN where there is none."""
+        here = self.values[self.steps == step]
+        return float(here[0]) if len(here) else float("nan")
+
     @property
     def spacing(self) -> Float[np.ndarray, " points"]:
         """Training steps between each checkpoint and the one it compares with."""
@@ -66,6 +71,9 @@ class RunTable:
         name: what the run is called in legends.
         table: columns as `saturation.load_results` gives them.
         eigenvalues: of the measure `spectrum`, as `results.load_vectors` gives them.
+
+    Attributes:
+        measures: those that the table holds.
 
     Raises:
         ResultsError: a column is absent, or a value occurs twice.
@@ -90,9 +98,14 @@ class RunTable:
             )
         self.name = name
         self.eigenvalues = pd.DataFrame() if eigenvalues is None else eigenvalues
-        self._table = table.sort_values("step", kind="stable")
-        # Positions, not tables: a T5-base run has thousands of series and a report reads dozens.
-        rows = self._table.groupby(["metric", "scope"], observed=True).indices
+        self.measures = frozenset(table["measure"].unique())
+        table = table.sort_values("step", kind="stable")
+        # Columns and positions, not tables: a T5-base run has thousands of series, and taking each
+        # out of a table costs more than all that is done with it.
+        self._steps = table["step"].to_numpy(np.int64)
+        self._values = table["value"].to_numpy(np.float64)
+        self._previous = table["previous_step"].to_numpy(np.float64, na_value=np.nan)
+        rows = table.groupby(["metric", "scope"], observed=True).indices
         self._rows = cast("dict[tuple[str, str], np.ndarray]", rows)
 
     def series(self, metric: str, scope: str) -> Series | None:
@@ -100,15 +113,17 @@ class RunTable:
         rows = self._rows.get((metric, scope))
         if rows is None:
             return None
-        group = self._table.iloc[rows]
-        steps = group["step"].to_numpy(np.int64)
-        values = group["value"].to_numpy(np.float64)
-        previous = group["previous_step"].to_numpy(np.float64, na_value=np.nan)
+        steps, values, previous = self._steps[rows], self._values[rows], self._previous[rows]
         finite = np.isfinite(values)
         if not finite.any():
             return None
         left_out = tuple(int(step) for step in steps[~finite])
         return Series(steps[finite], values[finite], previous[finite], left_out)
+
+    @cached_property
+    def steps(self) -> tuple[int, ...]:
+        """The steps at which anything was measured."""
+        return tuple(np.unique(self._steps).tolist())
 
     @cached_property
     def metrics(self) -> frozenset[str]:
@@ -122,6 +137,11 @@ class RunTable:
             return main
         others = (scope for name, scope in self._rows if name == metric)
         return tuple(scope for scope in others if self.series(metric, scope) is not None)[:1]
+
+    def parts(self, metric: str) -> dict[str, Series]:
+        """Return {scope: series} of the `scopes` of a metric."""
+        found = {scope: self.series(metric, scope) for scope in self.scopes(metric)}
+        return {scope: series for scope, series in found.items() if series is not None}
 
     def main_series(self, metric: str) -> tuple[str, Series]:
         """Return the first of `MAIN_SCOPES` that has the metric, and its series.
@@ -199,6 +219,43 @@ def fit_tables(
             if series is not None and len(series) >= MINIMUM_POINTS:
                 fits[run.name][scope] = fit_all(series.steps, series.values)
     return fits
+
+
+def on_steps(series: Sequence[Series]) -> tuple[np.ndarray, Float[np.ndarray, "series steps"]]:
+    """Return all steps that occur, and every series' values there, NaN where it has none."""
+    steps = np.unique(np.concatenate([one.steps for one in series]))
+    values = np.full((len(series), len(steps)), np.nan)
+    for row, one in zip(values, series, strict=True):
+        row[np.searchsorted(steps, one.steps)] = one.values
+    return steps, values
+
+
+def quartiles(
+    series: Sequence[Series],
+) -> tuple[Int[np.ndarray, " steps"], Float[np.ndarray, "3 steps"]]:
+    """Return all steps that occur, and the series' lower quartile, median and upper one there."""
+    steps, values = on_steps(series)
+    whole = np.isfinite(values).all()  # NumPy's nanquantile goes through steps one by one
+    quantile = np.quantile if whole else np.nanquantile
+    return steps, quantile(values, (0.25, 0.5, 0.75), axis=0)
+
+
+def layer_medians(run: RunTable, metric: str) -> dict[str, Series]:
+    """Return {attention: the median over its heads}, the encoder's first, each kind by depth.
+
+    An attention is named by its layer, cross-attention by that and "cross".
+    """
+    found: dict[str, Series] = {}
+    for kind, pattern in HEAD_KINDS.items():
+        layers: dict[int, list[Series]] = {}
+        for scope, series in run.matching(metric, pattern).items():
+            layers.setdefault(int(scope.split("/")[1].rpartition("_")[2]), []).append(series)
+        stack, name = kind.split()[0], " cross" if kind == "cross-attention" else ""
+        for number, heads in sorted(layers.items()):
+            steps, (_, median, _) = quartiles(heads)
+            label = f"{'decoder' if name else stack}/layers_{number}{name}"
+            found[label] = Series(steps, median, np.full(len(steps), np.nan))
+    return found
 
 
 def describe_spacing(spacing: Float[np.ndarray, " points"]) -> str:

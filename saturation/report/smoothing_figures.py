@@ -70,6 +70,14 @@ def by_depth(run: RunTable, stack: str, metric: str, step: int) -> Float[np.ndar
     return np.array([found.get(state, {}).get(step, np.nan) for state in order])
 
 
+def state_names(run: RunTable, stack: str) -> list[str]:
+    """Return what stands under the states: emb, 0, 1, …, norm."""
+    return [
+        {"embedding": "emb", "final": "norm"}.get(state) or state.rpartition("_")[2]
+        for state in depth(run, stack, "hfc_lfc")
+    ]
+
+
 def _cosines(axes: Axes, run: RunTable, stack: str) -> None:
     last = shown_steps(run, stack)[-1]
     for metric, colour, line, label in (
@@ -134,10 +142,7 @@ def _through_training(axes: Axes, run: RunTable, stack: str) -> None:
 
 def _name_states(axes: Axes, run: RunTable, stack: str) -> None:
     """Write emb, 0, 1, …, norm under the states."""
-    names = [
-        {"embedding": "emb", "final": "norm"}.get(state) or state.rpartition("_")[2]
-        for state in depth(run, stack, "hfc_lfc")
-    ]
+    names = state_names(run, stack)
     spacing = -(-len(names) // MOST_STATES_NAMED)
     named = [0, *range(spacing, len(names) - spacing, spacing), len(names) - 1]
     axes.set_xticks(named, [names[place] for place in named], fontsize=8)

@@ -74,12 +74,11 @@ def smoothing_table(run: RunTable) -> list[str]:
                 for values, shown in columns
             ]
             lines.append(f"{f'{stack}/{state}':<22}" + "".join(f"{cell:>16}" for cell in cells))
-    return lines + [
-        _say_holds(run, stack, step) for stack in STACKS if depth(run, stack, "hfc_lfc")
-    ]
+    return lines + [say_holds(run, stack, step) for stack in STACKS if depth(run, stack, "hfc_lfc")]
 
 
-def _say_holds(run: RunTable, stack: str, step: int) -> str:
+def say_holds(run: RunTable, stack: str, step: int) -> str:
+    """Return the sentence on from which layer on the forecast holds."""
     first = holds_from(run, stack, step)
     if first is None:
         return f"In the {stack} the forecast does not hold up to the last layer."

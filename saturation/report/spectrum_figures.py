@@ -12,8 +12,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch, Rectangle
 
-from saturation.report.saturation_figures import HEADS, on_steps
-from saturation.report.series import RunTable
+from saturation.report.saturation_figures import HEADS
+from saturation.report.series import RunTable, quartiles
 from saturation.report.style import (
     BLACK,
     BLUE,
@@ -101,12 +101,19 @@ def effective(
     """
     rows = eigenvalue_rows(run, stack, layer)
     rows = rows[rows["step"] == step]
-    real, imaginary = (np.concatenate([*rows[part]]) for part in ("real", "imaginary"))
+    real, imaginary = (np.concatenate([[], *rows[part]]) for part in ("real", "imaginary"))
     before = f"{stack}/layers_{layer - 1}" if layer else f"{stack}/embedding"
     rms = run.series("token_rms", before)
-    known = rms is not None and step in rms.steps
-    scale = float(rms.values[rms.steps == step][0]) if rms is not None and known else 1.0
-    return (real + 1j * imaginary) / scale, known
+    scale = np.nan if rms is None else rms.at(step)
+    known = bool(np.isfinite(scale))
+    return (real + 1j * imaginary) / (scale if known else 1.0), known
+
+
+def window(values: Complex128[np.ndarray, " eigenvalues"]) -> tuple[float, int]:
+    """Return how far from 0 a plane must reach to show nearly all, and how many lie outside."""
+    size = np.abs(values)
+    reach = max(2.4, 1.05 * float(np.nanquantile(size, 0.98))) if len(size) else 2.4
+    return reach, int((size > reach).sum())
 
 
 def _checkpoints(run: RunTable) -> list[int]:
@@ -128,9 +135,7 @@ def _plane(axes: Axes, run: RunTable, stack: str, layer: int) -> None:
             np.real(values), np.imag(values), s=9, color=colour, alpha=0.65, lw=0, zorder=3
         )
         everything.append(values)
-    size = np.abs(np.concatenate(everything))
-    reach = max(2.4, 1.05 * float(np.nanquantile(size, 0.98)))
-    outside = int((size > reach).sum())
+    reach, outside = window(np.concatenate(everything))
     axes.set_facecolor(ALIKE)
     axes.add_patch(Rectangle((-4 * reach, -4 * reach), 4 * reach - 1, 8 * reach, color=AGAIN, lw=0))
     axes.add_patch(Circle((-1, 0), 1, color=PART, lw=0))
@@ -164,8 +169,7 @@ def _trend(axes: Axes, run: RunTable, metric: str) -> None:
         heads = list(run.matching(metric, pattern).values())
         if not heads:
             continue
-        steps, values = on_steps(heads)
-        low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75), axis=0)
+        steps, (low, middle, high) = quartiles(heads)
         axes.plot(steps, middle, "o-", color=colour, ms=3, label=f"{kind} (median, quartiles)")
         axes.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
         step_axis(axes, steps, is_log_spaced(steps))

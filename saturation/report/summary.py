@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from saturation.growth import BLOCK, MINIMUM_POINTS, Fit, best_law, describe
@@ -63,10 +64,15 @@ def reading_guide(run: RunTable, laws: Mapping[str, Fit]) -> tuple[str, str, str
     scope, series = run.main_series("l2")
     first, last = series.values[0], series.values[-1]
     change = f"{last / first:.3g} times its start" if first else "from nothing"
+    course = (
+        f"went from {first:,.4g} at step {series.steps[0]:,} to {last:,.4g} at step "
+        f"{series.steps[-1]:,}, {change}"
+    )
+    if len(series) == 1:
+        course = f"is {first:,.4g} at step {series.steps[0]:,}"
     dots = (
         f"Each dot is one checkpoint: the Euclidean norm ‖θ‖₂ of {SCOPE_MEANING.get(scope, scope)} "
-        f"went from {first:,.4g} at step {series.steps[0]:,} to {last:,.4g} at step "
-        f"{series.steps[-1]:,}, {change}."
+        f"{course}."
     )
     return dots, _say_curve(laws), _say_leftovers(laws)
 
@@ -78,9 +84,8 @@ def warnings(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> list[str]:
     _, series = run.main_series("l2")
     found = []
     if len(series) < MINIMUM_POINTS:
-        found.append(
-            f"{len(series)} checkpoints are too few for a growth law: {MINIMUM_POINTS} are needed."
-        )
+        few = "1 checkpoint is" if len(series) == 1 else f"{len(series)} checkpoints are"
+        found.append(f"{few} too few for a growth law: {MINIMUM_POINTS} are needed.")
     elif len(series) < 2 * BLOCK:
         found.append(
             f"{len(series)} checkpoints are too few for an interval of the exponent: "
@@ -109,7 +114,8 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
     lines = [title, "=" * len(title)]
     if not run.scopes("l2"):
         measured = _say_metrics(run) or "nothing"
-        lines.append(_wrap(f"Measured: {measured}; no finite norm."))
+        norms = "; no finite norm" if "l2" in run.metrics else ""
+        lines.append(_wrap(f"Measured: {measured}, {_say_steps(np.array(run.steps))}{norms}."))
         return "\n".join([*lines, *_activation_lines(run)])
     scope, series = run.main_series("l2")
     lines += [_wrap(_say_measured(run, series)), "", *_norm_table(run), ""]
@@ -153,13 +159,18 @@ def _with_guide(table: Sequence[str], figures: str, guide: Sequence[str]) -> lis
 
 
 def _say_measured(run: RunTable, series: Series) -> str:
-    gaps = describe_spacing(pd.Series(series.steps).diff().to_numpy())
-    first, last = series.steps[0], series.steps[-1]
-    return (
-        f"Measured: {_say_metrics(run)}, at {len(series)} checkpoints from step {first:,} to "
-        f"{last:,}, {gaps}."
-        + (" Cosines, steps and the norm budget depend on that." if "cosine" in run.metrics else "")
+    depends = " Cosines, steps and the norm budget depend on that."
+    return f"Measured: {_say_metrics(run)}, {_say_steps(series.steps)}." + (
+        depends if "cosine" in run.metrics else ""
     )
+
+
+def _say_steps(steps: np.ndarray) -> str:
+    """Return at how many checkpoints from where to where, and how far apart."""
+    if len(steps) < 2:
+        return f"at 1 checkpoint, step {steps[0]:,}" if len(steps) else "at no checkpoint"
+    gaps = describe_spacing(np.diff(steps).astype(np.float64))
+    return f"at {len(steps)} checkpoints from step {steps[0]:,} to {steps[-1]:,}, {gaps}"
 
 
 def _say_metrics(run: RunTable) -> str:
