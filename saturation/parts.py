@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from saturation.errors import ResultsError
-from saturation.measures import find_measures
+from saturation.measures import MEASURES, find_measures
 from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure
 from saturation.runfolder import RUN_FILE, RunFolder, part_name
 
@@ -49,7 +49,7 @@ def describe(folder: RunFolder) -> dict[str, Any]:
     """Return what `run.json` says.
 
     Raises:
-      ResultsError: there is none.
+      ResultsError: there is none, or another version wrote what this one cannot read.
     """
     described = folder.description()
     if described is None:
@@ -62,6 +62,13 @@ def describe(folder: RunFolder) -> dict[str, Any]:
         raise ResultsError(
             f"{folder.path}/{RUN_FILE} has no {' and no '.join(f'`{key}`' for key in lacking)}: "
             "another version of saturation wrote it. Measure into a new folder."
+        )
+    unknown = [name for name in described["measures"] if name not in MEASURES]
+    if unknown:
+        raise ResultsError(
+            f"{folder.path} holds {', '.join(map(str, unknown))}, which this version of saturation "
+            f"does not measure; it has {', '.join(MEASURES)}. Read the run with the version that "
+            "wrote it."
         )
     return described
 

@@ -301,6 +301,10 @@ GLOSSARY = (
         "½ is what a coin would do.",
         "ours",
     ),
+    Term("sequences", "count", "Sequences of two tokens or more, which have pairs.", "ours"),
+    Term("skipped", "count", "Sequences of one token, which have none.", "ours"),
+    Term("compared", "count", "Sequences that measured_change is a mean over.", "ours"),
+    Term("decided", "count", "Those of them with a clear forecast.", "ours"),
     Term(
         "attention_entropy",
         "mean of −Σ w ln w at τ = 1, in nats",

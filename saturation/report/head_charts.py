@@ -85,7 +85,7 @@ def roles_chart(run: RunTable) -> go.Figure | None:
     found = roles(run)
     if found is None:
         return None
-    steps, by_role = found
+    steps, by_role, _ = found
     chart = empty_chart("% of heads")
     for (role, share), colour in zip(by_role.items(), (BLUE, VERMILION), strict=True):
         add_line(chart, steps, 100 * share, role, colour, "lines+markers")

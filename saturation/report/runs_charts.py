@@ -15,7 +15,7 @@ from saturation.report.chart_style import (
     escape,
     traces,
 )
-from saturation.report.saturation_figures import LAYER, roles
+from saturation.report.saturation_figures import LAYER, ROLES, roles
 from saturation.report.series import RunTable, on_steps
 from saturation.report.style import RUN_COLOURS
 
@@ -70,8 +70,8 @@ def _argmax_like(run: RunTable) -> Line | None:
     found = roles(run)
     if found is None:
         return None
-    steps, by_role = found
-    return steps, 100 * next(iter(by_role.values())), ""
+    steps, by_role, _ = found
+    return steps, 100 * by_role[ROLES[0]], ""
 
 
 @dataclass(frozen=True)

@@ -96,16 +96,21 @@ def shares(
     return argmax_like.sum(axis=0) / measured, mean_like.sum(axis=0) / measured
 
 
-def roles(run: RunTable) -> tuple[np.ndarray, dict[str, Float[np.ndarray, " steps"]]] | None:
-    """Return the steps and {role: its share of all heads}, None where that was not measured."""
-    positions = run.matching("positions_mean", r".*/head_\d+")
-    fractions = run.matching("positions_fraction", r".*/head_\d+")
+def roles(
+    run: RunTable, pattern: str = r".*/head_\d+"
+) -> tuple[np.ndarray, dict[str, Float[np.ndarray, " steps"]], int] | None:
+    """Return the steps, {role: its share of the heads}, and how many heads there are.
+
+    None where that was not measured of the heads of this pattern.
+    """
+    positions = run.matching("positions_mean", pattern)
+    fractions = run.matching("positions_fraction", pattern)
     heads = [scope for scope in positions if scope in fractions]
     if not heads:
         return None
     steps, n = on_steps([positions[scope] for scope in heads])
     _, fraction = on_steps([fractions[scope] for scope in heads])
-    return steps, dict(zip(ROLES, shares(n, fraction), strict=True))
+    return steps, dict(zip(ROLES, shares(n, fraction), strict=True)), len(heads)
 
 
 def draw_heads(parent: Figure | SubFigure, run: RunTable) -> None:
@@ -156,7 +161,7 @@ def _roles(axes: Axes, run: RunTable) -> None:
     found = roles(run)
     if found is None:
         return
-    steps, by_role = found
+    steps, by_role, _ = found
     for (label, share), line in zip(by_role.items(), ("-", "--"), strict=True):
         axes.plot(steps, 100 * share, line, color=GREY, marker="o", markersize=3, label=label)
     step_axis(axes, steps, is_log_spaced(steps))

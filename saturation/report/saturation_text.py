@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from saturation.report.saturation_figures import COSINES, LAYER, on_steps, shares
-from saturation.report.series import HEAD_KINDS, RunTable
+from saturation.report.saturation_figures import COSINES, LAYER, ROLES, roles
+from saturation.report.series import HEAD_KINDS, RunTable, on_steps
 
 
 def saturation_table(run: RunTable) -> list[str]:
@@ -33,15 +33,12 @@ def _layers_row(run: RunTable, metric: str, name: str) -> str:
 
 
 def _heads_row(run: RunTable, kind: str, pattern: str) -> str:
-    positions = run.matching("positions_mean", pattern)
-    fractions = run.matching("positions_fraction", pattern)
-    both = [scope for scope in positions if scope in fractions]
-    if not both:
+    found = roles(run, pattern)
+    if found is None:
         return ""
-    _, n = on_steps([positions[scope] for scope in both])
-    _, fraction = on_steps([fractions[scope] for scope in both])
-    argmax_like, _ = shares(n, fraction)
-    first, last = (f"{round(share * len(both))} of {len(both)}" for share in argmax_like[[0, -1]])
+    _, by_role, count = found
+    argmax_like = by_role[ROLES[0]]
+    first, last = (f"{round(share * count)} of {count}" for share in argmax_like[[0, -1]])
     return _line(kind, first, last)
 
 
