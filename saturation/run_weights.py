@@ -2,7 +2,7 @@
 
 Each array is read at the first selected step, then at the next, and so on; only the previous step's
 values (and the first's) are kept. So every byte is read once, each pair of neighbours meets in
-memory, and memory is a few blocks of 2 MB a core, whatever the size of the model or the number of
+memory, and memory is a few blocks of 3 MB a core, whatever the size of the model or the number of
 steps.
 """
 
@@ -129,8 +129,9 @@ class WeightStream:
         steps = [self.trajectory.steps[position] for position in positions]
         rules = statistic_rules(job.measures)
         totals = np.repeat([[NEUTRAL[rule]] for rule in rules.values()], len(steps), axis=1)
-        rows_of: dict[Rule, list[bool]] = {
-            rule: [other == rule for other in rules.values()] for rule in set(rules.values())
+        rows_of: dict[Rule, np.ndarray] = {
+            rule: np.flatnonzero([other == rule for other in rules.values()])
+            for rule in set(rules.values())
         }
         parameter, checkpoint = self.parameters[name], self.trajectory[steps[0]]
         axis, multiple = checkpoint.block_axis(name), checkpoint.block_multiple(name)

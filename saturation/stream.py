@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Short enough for a block at three steps to stay in the last-level cache, so that memory is read
 # once; long enough for a call to cost little beside it. Measured by benchmarks/streaming.py.
-BLOCK_BYTES = 2 * 2**20
+BLOCK_BYTES = 3 * 2**20
 # Over a network a block takes many times as long to come as to be computed on, and each is a
 # request: they are larger, and several are under way for each array.
 REMOTE_BLOCK_BYTES = 32 * 2**20
@@ -31,10 +31,13 @@ def blocks(
     """Return slices along `axis` that cover an array, each of at most `limit` bytes.
 
     Each has a multiple of `multiple` rows, and that many at least: a compressed chunk that two
-    blocks shared would have to be unpacked for both.
+    blocks shared would have to be unpacked for both. They are as alike as that allows: a call costs
+    the same for a short rest.
     """
     row = itemsize * math.prod(shape) // max(shape[axis], 1)
-    rows = max(limit // max(row, 1) // multiple, 1) * multiple
+    most = max(limit // max(row, 1) // multiple, 1)
+    units = -(-shape[axis] // multiple)
+    rows = -(-units // -(-units // most)) * multiple if units else multiple
     return [
         tuple(
             slice(start, min(start + rows, size)) if number == axis else slice(0, size)

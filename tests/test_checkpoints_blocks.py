@@ -75,6 +75,11 @@ def test_stacked_layers_with_split_heads_in_blocks(tmp_path, axis):
             np.testing.assert_array_equal(found[name], arrays[name])
 
 
+def test_blocks_are_alike():
+    cut = blocks((768, 768), 4, 0, limit=2 * 2**20)  # 683 rows fit
+    assert [box[0] for box in cut] == [slice(0, 384), slice(384, 768)]
+
+
 def test_blocks_are_multiples_within_the_limit():
     cut = blocks((100, 10), 4, 0, 16, limit=40 * 40)
     assert [box[0] for box in cut] == [slice(0, 32), slice(32, 64), slice(64, 96), slice(96, 100)]
