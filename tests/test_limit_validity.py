@@ -180,6 +180,7 @@ UNDEFINED: dict[str, tuple[Callable, list]] = {  # of θ = (1, 2, 3)
     "∞ over ∞": (lambda t: jnp.exp(t) / jnp.exp(t).sum(), [0, 0, 0]),
     "0·∞": (lambda t: (t - t[1]) * jnp.exp(t), [1, 0, 1]),
     "out of range": (lambda t: jnp.exp(1000 * t / t[0]), [0, 0, 0]),
+    "over a constant 0": (lambda t: t / jnp.array([1.0, 0.0, 2.0]), [1, 0, 1]),
     "pole": (lambda t: jnp.arctanh(t / t[1]), [1, 0, 0]),
 }
 
@@ -191,6 +192,31 @@ def test_elements_without_a_limit(name: str) -> None:
     np.testing.assert_array_equal(np.asarray(found.valid), np.array(expected, bool))
     with pytest.raises(LimitError, match=f"{3 - sum(expected)} of 3 elements of the output"):
         saturate(function)(jnp.array([1.0, 2.0, 3.0]))
+
+
+def test_a_mask_that_is_handed_in_outranks_scores() -> None:
+    """Under jit nothing is seen of its −∞, and degree 0 would lose it under scores of degree 2."""
+    bias = np.where(np.tril(np.ones((5, 5), bool)), 0.0, -np.inf)
+
+    def function(p, x, bias):
+        return jax.nn.softmax(x @ p @ (x @ p).T + bias, -1) @ x
+
+    expected = function(1e6 * W, X, bias)
+    for limit in (saturate(function), jax.jit(saturate(function))):
+        found = limit(W, X, bias)
+        assert bool(found.valid.all())
+        np.testing.assert_allclose(found.value, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_lower_terms_of_what_is_unbounded_are_nothing() -> None:
+    """exp(θ + 1 + 1/θ) is ∞; its root is, and one over 1 plus it is 0, whatever follows."""
+
+    def function(t):
+        return 1 / (1 + jnp.sqrt(jnp.exp(t + 1 + 1 / t)) * (1 + 1 / t))
+
+    found = jax.jit(saturate(function))(jnp.array([1.0, 2.0]))
+    np.testing.assert_array_equal(found.value, [0, 0])
+    assert bool(found.valid.all())
 
 
 def test_a_row_of_masks_alone_is_left_to_the_caller() -> None:

@@ -45,9 +45,13 @@ class LeakWarning(UserWarning):
 
 
 def constant(x: Any, dtype: Any = None) -> Plain:
-    """Return a constant with what can be seen of it: ±∞, or a mask's large number."""
+    """Return a constant with what can be seen of it: ±∞, or a mask's large number.
+
+    Of a traced one nothing can: it may hold ±∞, as a mask that is handed in does.
+    """
     if isinstance(x, jax.core.Tracer):
-        return Plain(jnp.asarray(x, dtype))
+        array = jnp.asarray(x, dtype)
+        return Plain(array, infinite=bool(jnp.issubdtype(array.dtype, jnp.floating)))
     with jax.ensure_compile_time_eval():  # a number stays one that can be looked at, under jit too
         array = jnp.asarray(x, dtype)
     if not jnp.issubdtype(array.dtype, jnp.floating):

@@ -31,6 +31,7 @@ from saturation.limit.series import (
     bilinear,
     join_invalid,
     raised,
+    without,
 )
 from saturation.limit.smooth import analytic
 
@@ -79,7 +80,12 @@ def division(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> lis
         None if c is None else jnp.broadcast_to(c / y.array, shape) for c in numerator.coefficients
     )
     noise = None if numerator.noise is None else jnp.broadcast_to(numerator.noise, shape)
-    return [replace(numerator, coefficients=parts, invalid=join_invalid(x, y), noise=noise)]
+    invalid = join_invalid(x, y)
+    if isinstance(y.array, jax.core.Tracer) or not np.all(np.asarray(y.array)):
+        by_zero = jnp.broadcast_to(y.array == 0, shape)
+        parts = tuple(None if c is None else without(by_zero, c) for c in parts)
+        invalid = by_zero if invalid is None else by_zero | invalid
+    return [replace(numerator, coefficients=parts, invalid=invalid, noise=noise)]
 
 
 def power(exponent: float | None = None) -> Rule:

@@ -134,8 +134,8 @@ def make(
     if leading is None:
         kept[0] = jnp.zeros_like(like)
     elif infinite:
-        undefined = jnp.isnan(leading)
-        kept = [None if c is None else without(undefined, c) for c in kept]
+        undefined, unbounded = jnp.isnan(leading), ~jnp.isfinite(leading)
+        kept = [without(undefined, leading), *_without(unbounded, kept[1:])]
         invalid = undefined if invalid is None else invalid | undefined
     return Series(degree - first, tuple(kept[:terms]), invalid, infinite, None if first else noise)
 
@@ -162,7 +162,7 @@ def _from(x: Series, degree: int) -> list[Coefficient]:
         return moved
     infinite = jnp.isinf(first)
     front = without(~infinite, first)
-    return [front, *(None if m is None else without(infinite, m) for m in moved[1:])]
+    return [front, *_without(infinite, moved[1:])]
 
 
 def settled(value: Value) -> Value:
@@ -171,9 +171,13 @@ def settled(value: Value) -> Value:
     if leading is None or not isinstance(value, Series):
         return value
     finite = jnp.isfinite(leading)
-    kept = tuple(None if c is None else without(~finite, c) for c in value.coefficients)
+    kept = _without(~finite, value.coefficients)
     invalid = ~finite if value.invalid is None else ~finite | value.invalid
-    return replace(value, coefficients=kept, invalid=invalid, infinite=False)
+    return replace(value, coefficients=tuple(kept), invalid=invalid, infinite=False)
+
+
+def _without(where: jax.Array, coefficients: Sequence[Coefficient]) -> list[Coefficient]:
+    return [None if c is None else without(where, c) for c in coefficients]
 
 
 def without(where: jax.Array, x: jax.Array) -> jax.Array:
@@ -350,13 +354,13 @@ def raised(x: Series, exponent: float, like: Like) -> Value:
         b.append(None if total is None else total / (n * a))
     undefined, noise = vanishes, None
     if exponent > 0:
-        b = [None if c is None else without(vanishes, c) for c in b]
+        b = _without(vanishes, b)
         lower = [c != 0 for c in x.coefficients[1:] if c is not None]
         undefined = vanishes & either(*lower) if lower else jnp.zeros_like(vanishes)
         noise = vanishes
     if not float(exponent).is_integer():
         negative = jnp.isnan(b_0)  # under a root
-        b = [None if c is None else without(negative, c) for c in b]
+        b = _without(negative, b)
         undefined = undefined | negative
     invalid = undefined if x.invalid is None else undefined | x.invalid
     return make(int(degree), b, like, invalid, x.infinite, noise)
