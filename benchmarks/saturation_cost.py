@@ -1,14 +1,15 @@
 """What saturation costs: the forward at τ = 0, the parameter limit, the whole measure, and memory.
 
-    python benchmarks/saturation_cost.py [--rounds 5] [--size t5-base] [--length 128] [--batch 8]
+    python benchmarks/saturation_cost.py [--rounds 5] [--size t5-base] [--all]
 
 Everything in forwards of the same model on the same tokens, float32 at the highest matmul
 precision: the ordinary forward has its softmax put back into it, the saturated one is the package's
-at τ = 0. Ratios are medians over rounds in which all of a group take turns; operations are counted
-by XLA's cost analysis (of a `cond` it counts every branch). The measures run as the driver runs
-them: x64 on, parameters float32, limits and sums float64. Memory is that of an encoder with one
-layer at batch 8 × 512, in a process of its own: what XLA plans and the peak that was measured. Of
-the limit in float32 it also says how far it is from that in float64. Prints JSON, then a sentence.
+at τ = 0. Ratios are medians over rounds in which all of a group take turns, by the wall clock and
+by the processor's time; operations are counted by XLA's cost analysis (of a `cond` it counts every
+branch). The measures run as the driver runs them: x64 on, parameters float32, limits and sums
+float64. Memory is that of an encoder with one layer at batch 8 × 512, in a process of its own: what
+XLA plans and the peak that was measured. Of the limit in float32 it also says how far it is from
+that in float64. Prints JSON, then a sentence.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ MEASURES = {  # name: (measure, what it compares with, terms)
     "attention": (SATURATION, ("attention",), 4),
     "both_1": (SATURATION, BOTH, 1),
     "both_4": (SATURATION, BOTH, 4),
+}
+COSTLIER = {
     "all_4": (SATURATION, (*BOTH, "scaled"), 4),
     "homogeneity": (HOMOGENEITY, BOTH, 4),
 }
@@ -119,7 +122,9 @@ def limits(config: T5Config, params: Any, tokens: np.ndarray) -> Candidates:
     return found
 
 
-def measures(config: T5Config, params: Any, tokens: np.ndarray) -> Candidates:
+def measures(
+    config: T5Config, params: Any, tokens: np.ndarray, which: dict[str, Any] = MEASURES
+) -> Candidates:
     """Whole measures of one batch, as the driver takes them."""
 
     def measured(params, measure, compared, terms):
@@ -130,8 +135,13 @@ def measures(config: T5Config, params: Any, tokens: np.ndarray) -> Candidates:
             f"measure_{name}": compiled(
                 partial(measured, measure=measure, compared=compared, terms=terms), params
             )
-            for name, (measure, compared, terms) in MEASURES.items()
+            for name, (measure, compared, terms) in which.items()
         }
+
+
+def costlier(config: T5Config, params: Any, tokens: np.ndarray) -> Candidates:
+    """Measures that take many forwards."""
+    return measures(config, params, tokens, COSTLIER)
 
 
 def agreement(config: T5Config, params: Any, tokens: np.ndarray) -> dict[str, float]:
@@ -201,6 +211,7 @@ def main() -> None:
     parser.add_argument("--size", default="t5-base")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--all", action="store_true", help="f(x; cθ) and homogeneity too")
     parser.add_argument("--memory", choices=MEMORY, help="print the memory of one layer, no more")
     arguments = parser.parse_args()
     if arguments.memory:
@@ -213,13 +224,15 @@ def main() -> None:
     tokens = tokens_of(config, arguments.batch, arguments.length)
     params = parameters_of(config, tokens)
     first = forwards(config, params, tokens)
-    seconds, in_forwards, facts_compiled = {}, {}, {name: each for name, (_, each) in first.items()}
-    for group in (forwards, limits, measures):
+    seconds, in_forwards, in_cpu = {}, {}, {}
+    facts_compiled = {name: each for name, (_, each) in first.items()}
+    for group in (forwards, limits, measures, *([costlier] if arguments.all else [])):
         found = first | group(config, params, tokens)
         timed = interleaved({name: call for name, (call, _) in found.items()}, arguments.rounds)
         facts_compiled |= {name: each for name, (_, each) in found.items()}
         seconds[group.__name__] = timed
-        in_forwards |= {name: ratio(timed, name, to="ordinary") for name in timed}
+        in_forwards |= {name: ratio(timed, name, "ordinary") for name in timed}
+        in_cpu |= {name: ratio(timed, name, "ordinary", "cpu_all_s") for name in timed}
         del found
     operations = {name: each["gigaflops"] for name, each in facts_compiled.items()}
     facts = {
@@ -231,6 +244,7 @@ def main() -> None:
         "compiled": facts_compiled,
         "timed": seconds,
         "forwards": in_forwards,
+        "forwards_by_processor_time": in_cpu,
         "forwards_by_operations": {
             name: count / operations["ordinary"] for name, count in operations.items()
         },
@@ -244,6 +258,7 @@ def main() -> None:
 def sentence(facts: dict[str, Any]) -> str:
     took, memory = facts["forwards"], facts["one_encoder_layer_8_x_512"]
     apart = facts["float32_against_float64"]
+    costly = "costlier" in facts["timed"]
     return (
         f"{facts['model']}: the forward at temperature 0 takes {took['temperature_0']:.2f} of the "
         f"ordinary one ({facts['forwards_by_operations']['temperature_0']:.3f} by operations); the "
@@ -252,8 +267,9 @@ def sentence(facts: dict[str, Any]) -> str:
         f"{took['saturate_4_float64']:.1f} in float64, and the two dtypes' mean cosines differ by "
         f"{apart['largest_difference_of_mean_cosines']:.1e} at most; measuring saturation to the "
         f"attention limit takes {took['measure_attention']:.2f} forwards in all, to both limits "
-        f"{took['measure_both_1']:.1f} with 1 term and {took['measure_both_4']:.1f} with 4, "
-        f"homogeneity {took['measure_homogeneity']:.0f}; an encoder layer at 8 x 512 peaks at "
+        f"{took['measure_both_1']:.1f} with 1 term and {took['measure_both_4']:.1f} with 4"
+        + "".join(f", {name} {took[f'measure_{name}']:.0f}" for name in COSTLIER if costly)
+        + f"; an encoder layer at 8 x 512 peaks at "
         f"{memory['temperature_0']['peak_gb']:.1f} GB at temperature 0, and in the parameter limit "
         f"at {memory['saturate_4_float32']['peak_gb']:.1f} GB in float32 and "
         f"{memory['saturate_4_float64']['peak_gb']:.1f} GB in float64."
