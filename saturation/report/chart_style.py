@@ -16,6 +16,7 @@ from saturation.report.style import BLUE, GREY, is_log_spaced
 GRID = "#E4E7EB"
 DIGITS = ".6g"
 MOST_NAMED = 8  # lines that a legend has room for
+MOST_ROWS = 24  # that are named, and as high as a name
 DASHES = {"-": "solid", "--": "dash", ":": "dot"}
 
 
@@ -147,7 +148,7 @@ def rows_chart(
     """
     steps, values = on_steps(list(rows.values()))
     names = [escape(name) for name in rows]
-    chart = empty_chart("", height=130 + 19 * len(names))
+    chart = empty_chart("", height=130 + 19 * min(len(names), MOST_ROWS))
     if len(steps) == 1:
         dots = {"color": BLUE, "size": 9}
         hover = f"%{{y}}: %{{x:{DIGITS}}}<extra></extra>"
@@ -170,7 +171,9 @@ def rows_chart(
             hovertemplate=f"%{{y}} at step %{{x}}: %{{z:{DIGITS}}}<extra></extra>",
         )
         chart.update_xaxes(type="category", nticks=9, title_text="training step, a column each")
-    chart.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
+    chart.update_yaxes(
+        type="category", autorange="reversed", showgrid=False, dtick=-(-len(names) // MOST_ROWS)
+    )
     return chart
 
 
