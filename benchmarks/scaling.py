@@ -81,22 +81,22 @@ def draw(by_steps: dict[int, Run], by_size: dict[str, Run], gigabytes: dict, out
     right.plot(sizes, [run.megabytes for run in by_size.values()], marker="o")
     right.plot(sizes, [1000 * size for size in sizes], ls="--", color="0.5")
     right.annotate(
-        "one checkpoint",
-        (sizes[0], 1000 * sizes[0]),
-        xytext=(8, 0),
+        "as large as one checkpoint",
+        (0.9, 900),
+        xytext=(10, 0),
         color="0.4",
         textcoords="offset points",
         va="center",
     )
     for size, run in by_size.items():
         right.annotate(
-            f"T5-{size}",
+            size,
             (gigabytes[size], run.megabytes),
             xytext=(0, 8),
             textcoords="offset points",
             ha="center",
         )
-    right.set(xlabel="size of one checkpoint, GB (4 checkpoints)", ylim=(0, 1000))
+    right.set(xlabel="size of one T5, GB (4 checkpoints)", xlim=(0, 3.3), ylim=(0, 1000))
     figure.suptitle("Memory of `saturation measure --measures norms,direction`")
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
