@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from saturation.batches import BUILTIN, TokenBatch, read_corpus_tokens, read_tokens
+from saturation.checkpoints.parallel import AT_ONCE, each
 from saturation.errors import Stopped
 from saturation.measures.base import COMBINE, ActivationMeasure, without_stars
 from saturation.measures.cooccurrence import key_kinds
@@ -29,6 +31,7 @@ from saturation.sharding import (
     place,
     replicated,
 )
+from saturation.stream import cores, in_order
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import Box, Checkpoint, Parameter
@@ -114,26 +117,37 @@ def measure_activations(
       MeasureError: the checkpoints are of no T5, or the tokens lie outside its vocabulary.
       Stopped: `stop` was set; the step at hand is written.
     """
-    passes: dict[tuple[Any, ...], _Pass] = {}
+    kept: dict[tuple[Any, ...], _Pass] = {}
+    # Here and not by the reader: processes agree on a mesh, for which only the main thread speaks.
+    passes = [
+        _pass_of(trajectory[step], measures, settings, kept) for step, measures in todo.items()
+    ]
+    steps, at_once = list(todo), AT_ONCE if trajectory.remote else cores()
+
+    def placed(number: int) -> Any:
+        return passes[number].place(trajectory[steps[number]], at_once)
+
     progress.start(sum(_nbytes(trajectory[step]) for step in todo))
-    for step, measures in todo.items():
-        if any_of(stop.is_set()):
-            raise Stopped(
-                f"Stopped by a signal before step {step}. What was finished is in {folder.path}; "
-                "run the same command again to compute the rest."
-            )
-        checkpoint = trajectory[step]
-        observed = observe_checkpoint(checkpoint, measures, settings, passes)
-        for measure in measures:
-            write_part(folder, measure.name, ACTIVATIONS, (step, step), _columns(measure, observed))
-        progress.advance(_nbytes(checkpoint), f"step {step}")
+    # A CPU has no time to read ahead, nor memory beside the device's; others wait for the network.
+    ahead = trajectory.remote or jax.default_backend() != "cpu"
+    with ThreadPoolExecutor(1, "read") if ahead else nullcontext() as reader:
+        read = in_order(placed, len(steps), 1, reader)
+        for (step, measures), one_pass in zip(todo.items(), passes, strict=True):
+            if any_of(stop.is_set()):
+                raise Stopped(
+                    f"Stopped by a signal before step {step}. What was finished is in "
+                    f"{folder.path}; run the same command again to compute the rest."
+                )
+            # Not by a name: this step's parameters would stay while the next one's are read.
+            observed = observe(one_pass, everywhere(lambda: next(read)), measures, settings)
+            for measure in measures:
+                columns = _columns(measure, observed)
+                write_part(folder, measure.name, ACTIVATIONS, (step, step), columns)
+            progress.advance(_nbytes(trajectory[step]), f"step {step}")
 
 
 def observe_checkpoint(
-    checkpoint: Checkpoint,
-    measures: Sequence[ActivationMeasure],
-    settings: ActivationSettings,
-    passes: dict[tuple[Any, ...], _Pass] | None = None,
+    checkpoint: Checkpoint, measures: Sequence[ActivationMeasure], settings: ActivationSettings
 ) -> Observed:
     """Return the statistics of one checkpoint, summed over all sequences in float64.
 
@@ -141,24 +155,43 @@ def observe_checkpoint(
       checkpoint: of a T5.
       measures: share one jitted pass.
       settings: the tokens and how they are run.
-      passes: keeps the compiled passes from one checkpoint to the next.
     """
-    from saturation.models import T5Config
+    one_pass = _pass_of(checkpoint, measures, settings, {})
+    return observe(one_pass, one_pass.place(checkpoint), measures, settings)
 
-    config = T5Config.from_parameters(checkpoint.parameters)
-    passes = {} if passes is None else passes
-    key = (config, tuple(measure.name for measure in measures))
-    if key not in passes:
-        passes[key] = _Pass(config, measures, settings)
+
+def observe(
+    one_pass: _Pass,
+    parameters: Any,
+    measures: Sequence[ActivationMeasure],
+    settings: ActivationSettings,
+) -> Observed:
+    """Return the statistics that a pass over all tokens gives with these parameters."""
     total: Observed = {}
     with ExitStack() as stack:
         # Parameters stay float32, and so the model; its limits and all sums are float64.
         stack.enter_context(enable_x64(accumulation(jax.default_backend()) == "float64"))
         if not settings.fast:
             stack.enter_context(jax.default_matmul_precision("highest"))
-        for partial in passes[key].observe(checkpoint):
+        for partial in one_pass.observe(parameters):
             _accumulate(total, partial, measures)
     return total
+
+
+def _pass_of(
+    checkpoint: Checkpoint,
+    measures: Sequence[ActivationMeasure],
+    settings: ActivationSettings,
+    kept: dict[tuple[Any, ...], _Pass],
+) -> _Pass:
+    """Return the pass for a checkpoint, the one in `kept` where there is one, compiled once."""
+    from saturation.models import T5Config
+
+    config = T5Config.from_parameters(checkpoint.parameters)
+    key = (config, tuple(measure.name for measure in measures))
+    if key not in kept:
+        kept[key] = _Pass(config, measures, settings)
+    return kept[key]
 
 
 class _Pass:
@@ -180,9 +213,8 @@ class _Pass:
             _traced(config, measures, settings), out_shardings=replicated(self._mesh)
         )
 
-    def observe(self, checkpoint: Checkpoint) -> Iterator[Any]:
+    def observe(self, parameters: Any) -> Iterator[Any]:
         """Yield {measure: {scope: {statistic: scalar}}} of each batch of the tokens."""
-        parameters = everywhere(lambda: self._place_parameters(checkpoint))
         rows = self._mesh.shape[DATA]
         sharding = over_data(self._mesh)
         for batch in self._settings.tokens.batches(self._settings.batch_size, rows):
@@ -190,8 +222,13 @@ class _Pass:
             observed = jax.device_get(self._jitted(parameters, *placed))
             yield {name: without_stars(scopes) for name, scopes in observed.items()}
 
-    def _place_parameters(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        """Return the nested parameters in float32; each process reads the slices that it holds."""
+    def place(self, checkpoint: Checkpoint, at_once: int = 1) -> dict[str, Any]:
+        """Return the nested parameters in float32; each process reads the slices that it holds.
+
+        Args:
+          checkpoint: of the model that this pass is of.
+          at_once: how many arrays are read at a time.
+        """
         from flax.traverse_util import unflatten_dict
 
         def placed(name: str) -> jax.Array:
@@ -200,7 +237,8 @@ class _Pass:
 
             return place(checkpoint.parameters[name].shape, self._shardings[name], read)
 
-        return unflatten_dict({name: placed(name) for name in self._shardings}, sep="/")
+        arrays = each(placed, self._shardings, at_once)
+        return unflatten_dict(dict(zip(self._shardings, arrays, strict=True)), sep="/")
 
 
 def _traced(

@@ -6,11 +6,9 @@ are small, so that cores are kept busy by as many groups at a time, not within o
 
 from __future__ import annotations
 
-import os
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,7 +21,7 @@ from saturation.plan import GroupJob
 from saturation.processes import everywhere, gather
 from saturation.progress import Progress
 from saturation.runfolder import RunFolder, part_name
-from saturation.stream import blocks_ahead
+from saturation.stream import blocks_ahead, cores, in_order
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import Parameter
@@ -58,7 +56,7 @@ def measure_groups(
             return b""
         try:
             rows: list[tuple[int, str, dict[str, Any]]] = []
-            for step, arrays in _read_ahead(trajectory, job, readers):
+            for step, arrays in _through_steps(trajectory, job, readers):
                 observed = job.measure.observe(job.group, arrays, shapes)
                 rows += [(step, scope, found) for scope, found in observed.items()]
                 progress.advance(sum(array.nbytes for array in arrays.values()))
@@ -67,9 +65,8 @@ def measure_groups(
             raise
         return part_content(job.measure.name, job.group, _columns(job.measure, rows))
 
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     errors, halted = [], False
-    with ThreadPoolExecutor(workers, "read") as readers, ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(cores(), "read") as readers, ThreadPoolExecutor(cores()) as pool:
         waiting = [
             pool.submit(unless_halted, job, readers) if turn % processes == this else None
             for turn, job in enumerate(todo)
@@ -99,27 +96,17 @@ def _part_name(job: GroupJob, trajectory: Trajectory) -> str:
     return part_name(job.measure.name, job.group, first, last)
 
 
-def _read_ahead(
+def _through_steps(
     trajectory: Trajectory, job: GroupJob, readers: Executor
 ) -> Iterator[tuple[int, Arrays]]:
     """Yield each step of a job with the group's arrays, the next steps' being read meanwhile."""
+    steps = trajectory.steps[job.start : job.stop]
 
-    def read(step: int) -> Arrays:
-        return {role: trajectory[step].read(name) for role, name in job.arrays.items()}
+    def read(number: int) -> tuple[int, Arrays]:
+        checkpoint = trajectory[steps[number]]
+        return steps[number], {role: checkpoint.read(name) for role, name in job.arrays.items()}
 
-    steps = iter(trajectory.steps[job.start : job.stop])
-    pending: deque[tuple[int, Future[Arrays]]] = deque()
-    try:
-        for _ in range(job.stop - job.start):
-            while (
-                len(pending) <= blocks_ahead(trajectory) and (step := next(steps, None)) is not None
-            ):
-                pending.append((step, readers.submit(read, step)))
-            step, arrays = pending.popleft()
-            yield step, arrays.result()
-    finally:
-        for _, future in pending:
-            future.cancel()
+    return in_order(read, len(steps), blocks_ahead(trajectory), readers)
 
 
 def _columns(

@@ -9,7 +9,6 @@ steps.
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,7 @@ from saturation.plan import Job, bytes_to_read
 from saturation.processes import any_of, everywhere, gather
 from saturation.progress import Progress
 from saturation.runfolder import RunFolder
-from saturation.stream import Buffers, block_limit, blocks, blocks_ahead, read_through
+from saturation.stream import Buffers, block_limit, blocks, blocks_ahead, cores, read_through
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import Box, Parameter
@@ -222,4 +221,4 @@ def _workers(platform: str) -> int:
     """Return how many arrays are streamed at once: one a core, two to keep an accelerator busy."""
     if platform != "cpu":
         return 2 * jax.local_device_count()
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import Box
     from saturation.trajectory import Trajectory
+
+T = TypeVar("T")
 
 # Short enough for a block at three steps to stay in the last-level cache, so that memory is read
 # once; long enough for a call to cost little beside it. Measured by benchmarks/streaming.py.
@@ -115,7 +118,7 @@ def read_through(
         return buffer, _read_block(trajectory, name, steps[number], box, shape, buffer)
 
     order: Literal["C", "F"] | None = None
-    for buffer, found in _in_order(read, len(steps), blocks_ahead(trajectory), readers):
+    for buffer, found in in_order(read, len(steps), blocks_ahead(trajectory), readers):
         order = order or found
         if found != order:
             count = math.prod(shape)
@@ -144,17 +147,21 @@ def _read_block(
     return order
 
 
-def _in_order(
-    read: Callable[[int], tuple[np.ndarray, Literal["C", "F"]]],
-    number: int,
-    ahead: int,
-    readers: Executor | None,
-) -> Iterator[tuple[np.ndarray, Literal["C", "F"]]]:
-    """Yield read(0) … read(number − 1), with some under way in `readers` while one is used."""
+def in_order(
+    read: Callable[[int], T], number: int, ahead: int, readers: Executor | None
+) -> Iterator[T]:
+    """Yield read(0) … read(number − 1), with `ahead` of them under way while one is used.
+
+    Args:
+      read: what to do.
+      number: how often.
+      ahead: how many are begun before they are asked for.
+      readers: where; None for no reading ahead.
+    """
     if readers is None:
         yield from map(read, range(number))
         return
-    pending: deque[Future[tuple[np.ndarray, Literal["C", "F"]]]] = deque()
+    pending: deque[Future[T]] = deque()
     asked = iter(range(number))
     try:
         for _ in range(number):
@@ -164,3 +171,8 @@ def _in_order(
     finally:
         for future in pending:
             future.cancel()
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

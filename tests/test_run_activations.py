@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+
 import numpy as np
+import pandas as pd
 import pytest
 from activation_cases import checkpoint_and_tokens
 from made_trajectory import write_trajectory
 
 import saturation
+from saturation import run_activations
 from saturation.errors import MeasureError
 from saturation.measures.heads import HEADS
 from saturation.run_activations import ActivationSettings, observe_checkpoint
@@ -32,6 +37,51 @@ def test_a_process_reads_each_slice_of_a_parameter_once():
     checkpoint, tokens = checkpoint_and_tokens()
     observe_checkpoint(checkpoint, (HEADS,), ActivationSettings(tokens, mesh={"model": 8}))
     assert checkpoint.elements == sum(array.size for array in checkpoint.flat.values())
+
+
+def test_arrays_are_read_at_a_time_and_the_next_checkpoint_while_one_is_computed_on(
+    tmp_path, monkeypatch
+):
+    trajectory = saturation.open_trajectory(write_trajectory(tmp_path / "t", (0, 1, 2), vocab=12))
+    _, tokens = checkpoint_and_tokens()
+    settings = ActivationSettings(tokens, batch_size=4)
+    saturation.measure(trajectory, ["heads"], str(tmp_path / "alone"), activations=settings)
+
+    read, observed = run_activations._Pass.place, run_activations.observe
+    others = {step: threading.Event() for step in trajectory.steps}
+    seen = []
+
+    def place(self, checkpoint, at_once):
+        others[checkpoint.step].set()
+        return read(self, checkpoint, at_once)
+
+    def observe(*args):
+        following = others.get(len(seen) + 1)
+        seen.append(following is None or following.wait(timeout=60))
+        return observed(*args)
+
+    two = threading.Barrier(2)
+    each = run_activations.each
+
+    def each_in_pairs(action, items, at_once):
+        assert at_once > 2
+        paired = itertools.count()
+
+        def met(item):
+            if next(paired) < 2:
+                two.wait(timeout=60)
+            return action(item)
+
+        return each(met, items, at_once)
+
+    monkeypatch.setattr(run_activations._Pass, "place", place)
+    monkeypatch.setattr(run_activations, "observe", observe)
+    monkeypatch.setattr(run_activations, "each", each_in_pairs)
+    trajectory.remote = True
+    saturation.measure(trajectory, ["heads"], str(tmp_path / "ahead"), activations=settings)
+    assert seen == [True, True, True]
+    tables = [saturation.load_results(str(tmp_path / run)) for run in ("alone", "ahead")]
+    pd.testing.assert_frame_equal(*tables)
 
 
 def test_a_mesh_that_does_not_fit_is_refused_before_a_run_is_begun(tmp_path):

@@ -202,15 +202,18 @@ def test_without_a_corpus_or_with_one_of_another_vocabulary_it_says_so():
 def test_a_run_is_resumed_joined_by_other_measures_and_refused_with_another_corpus(
     tmp_path, monkeypatch
 ):
-    def observe_made(checkpoint, measures, settings, passes):
-        profile = {"common_at_7": 1 - checkpoint.step / 10, "distinct_at_7": checkpoint.step / 10}
+    steps = iter((0, 10, 0, 10))
+
+    def observe_made(one_pass, parameters, measures, settings):
+        step = next(steps)
+        profile = {"common_at_7": 1 - step / 10, "distinct_at_7": step / 10}
         made = {name: values[0] for name, values in statistics([profile], [1.0]).items()}
         return {
             m.name: {HEAD: {n: np.asarray(made.get(n, 1.0)) for n in m.statistics}}
             for m in measures
         }
 
-    monkeypatch.setattr(run_activations, "observe_checkpoint", observe_made)
+    monkeypatch.setattr(run_activations, "observe", observe_made)
     trajectory = saturation.open_trajectory(write_trajectory(tmp_path / "t", (0, 10), vocab=12))
     _, tokens = checkpoint_and_tokens()
     other = TokenBatch(*(np.array([[1, 2], [1, 2]], np.int32),) * 2, "other")
