@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import checkpoint_name
 
 from saturation.errors import LimitError
 from saturation.limit import Limit, count_ties, saturate
@@ -144,3 +145,133 @@ def test_zero_over_zero_has_no_limit(name: str) -> None:
     np.testing.assert_array_equal(np.asarray(jax.jit(saturate(function))(W).valid), [1, 0, 1])
     with pytest.raises(LimitError, match="1 of 3 elements of the output have no limit"):
         saturate(function)(W)
+
+
+# --- of θ = (1, 2, −3): maxima and minima that bound, and those that no longer do ---------------
+
+T = jnp.array([1.0, 2.0, -3.0], jnp.float32)
+BOUNDS: dict[str, tuple[Callable, int, list[float]]] = {
+    "a quotient turns the side": (lambda t: jnp.maximum(jnp.minimum(t, 1) / -2, 3), 1, [0, 0, 1.5]),
+    "an absolute value, too": (lambda t: jnp.maximum(jnp.abs(jnp.minimum(t, 1)), 2), 1, [0, 0, 3]),
+    "degree 4 clipped": (lambda t: jnp.clip(t**3 * t[0], -1, 2), 0, [2, 2, -1]),
+    "degree 5 under relu6": (lambda t: jax.nn.relu6(t**5 + t), 0, [6, 6, 0]),
+    "degree 6 between 1 and −t²": (
+        lambda t: jnp.maximum(jnp.minimum(t**5 * t[0], 1), -(t**2)),
+        2,
+        [0, 0, -9],
+    ),
+    "nothing of degree 4": (lambda t: jnp.clip(0 * t * t**3, 1, 2), 0, [1, 1, 1]),
+    "scores of degree 4": (
+        lambda t: jax.nn.softmax(jnp.clip(t**4, -1, 1) + jnp.log(jnp.array([1.0, 2.0, 5.0]))),
+        0,
+        [0.125, 0.25, 0.625],
+    ),
+    "by a number that is handed in": (lambda t: jnp.clip(t * t[0], -1, 6), 0, [6, 6, -1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_maxima_and_minima_of_unlike_degrees(name: str) -> None:
+    function, degree, value = BOUNDS[name]
+    found = jax.jit(saturate(function))(T)
+    assert found.degree == degree
+    np.testing.assert_allclose(found.value, value, rtol=1e-6)
+    far = np.float32(1024)  # c: no power of it here is beyond float32
+    np.testing.assert_allclose(function(far * T) / far**degree, value, rtol=1e-2, atol=5e-3)
+
+
+# --- a mask of −∞ is one however it came about --------------------------------------------------
+
+ALLOWED = np.tril(np.ones((3, 3), np.float32))
+LEFT_OUT = jnp.where(ALLOWED > 0, 0.0, -jnp.inf).astype(jnp.float32)
+MASKS: dict[str, Callable[[], jax.Array]] = {
+    "log": lambda: jnp.log(jnp.asarray(ALLOWED)),
+    "scatter": lambda: jnp.zeros((3, 3)).at[np.triu_indices(3, 1)].set(-jnp.inf),
+    "gather": lambda: LEFT_OUT[jnp.arange(3)],
+    "slice": lambda: jax.lax.dynamic_slice(LEFT_OUT, (0, 0), (3, 3)),
+    "running sum": lambda: jnp.cumsum(jnp.where(np.eye(3, k=1) > 0, -jnp.inf, 0.0), axis=1),
+    "loop": lambda: jax.lax.map(lambda row: jnp.where(row > 0, 0.0, -jnp.inf), ALLOWED),
+    "number": lambda: jnp.where(ALLOWED > 0, 0.0, jnp.log(jnp.float32(0))),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_mask_outranks_scores_however_it_is_made(name: str) -> None:
+    """The last key has the largest score, 9c², of every query."""
+
+    def function(t):
+        return jax.nn.softmax(jnp.broadcast_to(t * t, (3, 3)) + MASKS[name]())
+
+    for limit in (saturate(function), jax.jit(saturate(function))):
+        found = limit(T)
+        assert found.degree == 0
+        assert bool(found.valid.all())
+        np.testing.assert_array_equal(found.value, np.eye(3))
+
+
+# --- what is known turn by turn, or of a branch -------------------------------------------------
+
+
+def test_a_loop_whose_counter_chooses_a_branch() -> None:
+    """Unrolled, since as one loop both branches count and degrees never settle."""
+
+    def function(t):
+        return jax.lax.fori_loop(
+            0, 6, lambda i, h: jax.lax.cond(i < 2, lambda: h * t, lambda: h), t
+        )
+
+    found = jax.jit(saturate(function))(T)
+    assert found.degree == 3
+    np.testing.assert_array_equal(found.value, T**3)
+
+
+def test_integers_that_a_branch_returns_stay_integers() -> None:
+    def function(t, x):
+        h, n = jax.lax.cond(x > 0, lambda: (t, 2), lambda: (t * t, 0))
+        return h * (n + 1).astype(h.dtype), n, t[n]
+
+    for x, degree, n in ((1.0, 2, 2), (-1.0, 2, 0)):
+        h, number, chosen = jax.jit(saturate(function))(T, x)
+        assert (h.degree, int(number.value), number.degree) == (degree, n, 0)
+        assert (chosen.degree, float(chosen.value)) == (1, float(T[n]))
+        np.testing.assert_array_equal(h.value, np.zeros(3) if x > 0 else T**2)
+
+
+def test_what_is_called_on_parts_is_not_entered() -> None:
+    """A reduction by a function of one's own takes elements, not arrays."""
+    with pytest.raises(LimitError, match="no rule for the primitive `reduce`"):
+        saturate(lambda t: jax.lax.reduce(t, jnp.float32(1), lambda a, b: a * b + a + b, (0,)))(T)
+
+
+def test_names_of_checkpointing_are_passed_through() -> None:
+    found = saturate(lambda t: checkpoint_name(t, "here") * t)(T)
+    assert found.degree == 2
+    np.testing.assert_array_equal(found.value, T**2)
+
+
+def test_no_constant_as_large_as_the_scores_is_compiled_in() -> None:
+    def function(t):
+        return jax.nn.softmax(jnp.where(jnp.ones((64, 64), bool), jnp.outer(t, t), -jnp.inf))
+
+    traced = jax.make_jaxpr(saturate(function))(jnp.ones(64, jnp.float32))
+    assert sum(np.asarray(value).size for value in traced.consts) < 64
+
+
+def test_a_third_power_and_its_root_in_float32() -> None:
+    """1/3 is rounded, and three times it is not quite 1."""
+    for function in (lambda t: jnp.cbrt(t**3), lambda t: (t**2 * jnp.abs(t)) ** (1 / 3)):
+        found = jax.jit(saturate(function))(jnp.array([1.0, 2.0, 3.0], jnp.float32))
+        assert found.degree == 1
+        np.testing.assert_allclose(found.value, [1, 2, 3], rtol=1e-6)
+    with pytest.raises(
+        LimitError, match=r"The power 0\.3 of a quantity of degree 3 has degree 0\.9"
+    ):
+        saturate(lambda t: (t**3) ** 0.3)(T)
+
+
+def test_complex_numbers_and_integers_are_refused() -> None:
+    for function, dtype in ((jnp.fft.fft, "complex64"), (lambda t: t.astype(jnp.int32), "int32")):
+        with pytest.raises(
+            LimitError, match=f"of degree 1 is converted to {dtype}, but `saturate`"
+        ):
+            saturate(function)(T)

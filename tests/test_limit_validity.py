@@ -74,6 +74,33 @@ def test_a_constant_row_whose_mean_rounds_has_no_limit(norm: str, width: int, dt
     np.testing.assert_array_equal(found, np.broadcast_to(expected, found.shape))
 
 
+ROUNDED: dict[
+    str, Callable
+] = {  # of the noise that a constant row leaves when its mean is taken off
+    "over its largest": lambda h: h / jnp.abs(h).max(-1, keepdims=True),
+    "over its range": lambda h: h / (h.max(-1, keepdims=True) - h.min(-1, keepdims=True)),
+    "over its median": lambda h: h / jnp.sort(jnp.abs(h), -1)[:, 4:5],
+    "over its product with itself": lambda h: h / jnp.sqrt(jnp.einsum("ij,ij->i", h, h))[:, None],
+    "behind a projection": lambda h: (
+        (h @ PROJECTION) / jnp.linalg.norm(h @ PROJECTION, axis=-1, keepdims=True)
+    ),
+    "behind a loop": lambda h: jax.lax.map(lambda row: row / jnp.linalg.norm(row), h),
+    "in parts": lambda h: jnp.split(h, 2)[0] / jnp.split(h, 2)[0].max(-1, keepdims=True),
+}
+PROJECTION = np.random.default_rng(4).standard_normal((8, 3))
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounding_stays_rounding_behind_other_operations(name: str) -> None:
+    constants = np.random.default_rng(2).uniform(0.1, 9, 20)
+    rows = np.repeat(constants[:, None], 8, axis=1)
+    varied = rows + np.random.default_rng(3).standard_normal(rows.shape)
+    function = ROUNDED[name]
+    for theta, expected in ((rows, False), (varied, True)):
+        found = valid(lambda p: function(p - p.mean(-1, keepdims=True)), theta)
+        assert (found == expected).all()
+
+
 def test_a_small_difference_is_no_rounding() -> None:
     """A hundred roundings apart: the limit is that of layer norm, to what float64 can say."""
     theta = 1 + 1e-13 * np.array([[0.0, 1.0, 2.0, 5.0]])
@@ -180,6 +207,7 @@ UNDEFINED: dict[str, tuple[Callable, list]] = {  # of θ = (1, 2, 3)
     "∞ over ∞": (lambda t: jnp.exp(t) / jnp.exp(t).sum(), [0, 0, 0]),
     "0·∞": (lambda t: (t - t[1]) * jnp.exp(t), [1, 0, 1]),
     "out of range": (lambda t: jnp.exp(1000 * t / t[0]), [0, 0, 0]),
+    "log of ∞": (lambda t: jnp.log(1 + jnp.exp(t - t[1])), [1, 1, 0]),
     "over a constant 0": (lambda t: t / jnp.array([1.0, 0.0, 2.0]), [1, 0, 1]),
     "pole": (lambda t: jnp.arctanh(t / t[1]), [1, 0, 0]),
 }

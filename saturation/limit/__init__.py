@@ -134,7 +134,8 @@ def _refuse_invalid(found: Any) -> None:
         if count:
             name = jax.tree_util.keystr(path) or "the output"
             raise LimitError(
-                f"{count} of {np.size(limit.valid)} elements of {name} have no limit: a "
-                "denominator vanishes there in the leading order (a constant row under a layer "
-                "norm, say). Mask these elements, or call it under jax.jit and read `valid`."
+                f"{count} of {np.size(limit.valid)} elements of {name} have no limit: what they "
+                "divide by vanishes in the leading order (a constant row under a layer norm, say), "
+                "or they are ∞ − ∞, log 0 and the like. Mask these elements, or call it under "
+                "jax.jit and read `valid`."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,59 +12,21 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from saturation.errors import LimitError
-from saturation.limit.equation import axes_of, bind, like, plain
-from saturation.limit.linear import MOVES
+from saturation.limit.constants import constant, results
+from saturation.limit.equation import bind, like, plain
 from saturation.limit.order import select
 from saturation.limit.rules import RULES
-from saturation.limit.series import Plain, Series, Value, concatenate, either
+from saturation.limit.series import Plain, Series, Value, concatenate
 
-LARGE = 1e6  # a finite constant beyond this is taken for a mask's when it meets a growing quantity
-
-# Primitives that only move values about or scale them: what they make of a mask is still one.
-_CARRIES_MASKS = frozenset(
-    (
-        *("select_n", "broadcast_in_dim", "reshape", "convert_element_type", "squeeze", "copy"),
-        *("transpose", "mul", "add", "sub", "neg", "concatenate", "slice", "pad", "max", "min"),
-    )
-)
-# What these make of one element without a limit is one element; anything else may spread it.
-_ELEMENTWISE = frozenset(
-    (
-        *("and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt", "ge", "select_n", "abs", "sign"),
-        *("add", "sub", "mul", "div", "neg", "max", "min", "convert_element_type", "integer_pow"),
-        *("square", "sqrt", "rsqrt", "exp", "log", "tanh", "logistic", "pow", "copy", "is_finite"),
-    )
-)
+# A large number that multiplies is no mask, and does not vanish.
+_SCALES = frozenset(("mul", "div", "dot_general", "conv_general_dilated"))
 
 
 class LeakWarning(UserWarning):
     """A finite constant that masks at ordinary scale and leaks in the limit."""
-
-
-def constant(x: Any, dtype: Any = None) -> Plain:
-    """Return a constant with what can be seen of it: ±∞, or a mask's large number.
-
-    Of a traced one nothing can: it may hold ±∞, as a mask that is handed in does.
-    """
-    if isinstance(x, jax.core.Tracer):
-        array = jnp.asarray(x, dtype)
-        return Plain(array, infinite=bool(jnp.issubdtype(array.dtype, jnp.floating)))
-    with jax.ensure_compile_time_eval():  # a number stays one that can be looked at, under jit too
-        array = jnp.asarray(x, dtype)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        return Plain(array)
-    values = np.asarray(x).astype(np.float64)
-    finite = np.where(np.isfinite(values), values, 0.0)
-    large = float(finite.flat[np.abs(finite).argmax()]) if values.size else 0.0
-    return Plain(
-        array,
-        infinite=bool(np.isinf(values).any()),
-        large=large if abs(large) > LARGE else None,
-    )
 
 
 class SeriesInterpreter:
@@ -112,7 +75,7 @@ class SeriesInterpreter:
         if inner is not None:
             return self.run(inner, inputs)
         if all(isinstance(value, Plain) for value in inputs):
-            return self._apply_plain(eqn, inputs)
+            return self._apply_plain(eqn, [plain(eqn, value) for value in inputs])
         if name in _LOOPS:
             return _LOOPS[name](self, eqn, inputs)
         if name not in RULES:
@@ -121,23 +84,20 @@ class SeriesInterpreter:
                 "depends on the parameters; write it with primitives that have one "
                 "(saturation/limit/rules.py lists them)."
             )
-        _warn_of_leak(name, inputs)
+        if name not in _SCALES:
+            _warn_of_leak(name, inputs)
         return RULES[name](self, eqn, inputs)
 
-    def _apply_plain(self, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-        given = [plain(eqn, value) for value in inputs]
-        known = not any(isinstance(value.array, jax.core.Tracer) for value in given)
-        # Numbers stay known: an exponent, which branch, how many turns.
-        folded = known and (self._folding or all(value.array.size == 1 for value in given))
+    def _apply_plain(self, eqn: Any, inputs: Sequence[Plain]) -> list[Value]:
+        known = not any(isinstance(value.array, jax.core.Tracer) for value in inputs)
+        # Numbers stay known: an exponent, which branch, how many turns. Arrays of them need not,
+        # and would be constants of the compiled program, each as large as what it meets.
+        sizes = (math.prod(v.aval.shape) for v in (*eqn.invars, *eqn.outvars))
+        folded = known and (self._folding or all(size == 1 for size in sizes))
         with jax.ensure_compile_time_eval() if folded else nullcontext():
-            result = bind(eqn, *(value.array for value in given))
+            result = bind(eqn, *(value.array for value in inputs))
         outputs = list(result) if eqn.primitive.multiple_results else [result]
-        invalid = _spread(eqn, given, outputs)
-        if eqn.primitive.name not in _CARRIES_MASKS:
-            return [Plain(*pair) for pair in zip(outputs, invalid, strict=True)]
-        infinite = any(value.infinite for value in given)
-        large = max((value.large for value in given if value.large), key=abs, default=None)
-        return [Plain(*pair, infinite, large) for pair in zip(outputs, invalid, strict=True)]
+        return [*results(eqn, inputs, outputs)]
 
     def scan(self, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         """Turn by turn until degrees and absent terms repeat, the rest as one loop."""
@@ -146,23 +106,26 @@ class SeriesInterpreter:
         constants, carry = list(inputs[:fixed]), list(inputs[fixed : fixed + carried])
         sequences = list(inputs[fixed + carried :])
         turns = list(range(p["length"]))[:: -1 if backwards else 1]
+        step = partial(self._turn, p["jaxpr"], constants)
         pieces: list[list[Value]] = []  # of every output, in the order of turns
+        settles = True
         while turns:
             now, turns = turns[0], turns[1:]
             here = [jax.tree.map(lambda a, now=now: a[now], one) for one in sequences]
-            outputs = self.run(p["jaxpr"], [*constants, *carry, *here])
-            pieces.append([jax.tree.map(lambda a: a[None], one) for one in outputs[carried:]])
-            before, carry = carry, outputs[:carried]
-            if len(turns) > 1 and _form(before) == _form(carry):
-                part = slice(min(turns), max(turns) + 1)
-                rest = [jax.tree.map(lambda a, part=part: a[part], one) for one in sequences]
-                step = partial(self._turn, p["jaxpr"], constants)
-                state = (self.ties, carry)
-                (self.ties, carry), others = jax.lax.scan(
-                    step, state, rest, length=len(turns), reverse=backwards
-                )
-                pieces.append(others)
-                turns = []
+            before = carry
+            (_, carry), outputs = step((self.ties, carry), here)
+            pieces.append([jax.tree.map(lambda a: a[None], one) for one in outputs])
+            if settles and len(turns) > 1 and _form(before) == _form(carry):
+                settles = self._keeps_form(step, carry, here)
+                if settles:
+                    part = slice(min(turns), max(turns) + 1)
+                    rest = [jax.tree.map(lambda a, part=part: a[part], one) for one in sequences]
+                    state = (self.ties, carry)
+                    (self.ties, carry), others = jax.lax.scan(
+                        step, state, rest, length=len(turns), reverse=backwards
+                    )
+                    pieces.append(others)
+                    turns = []
         if not pieces:
             nothing = (like(eqn, i) for i in range(carried, len(eqn.outvars)))
             return [*carry, *(Plain(jnp.zeros_like(each)) for each in nothing)]
@@ -172,10 +135,30 @@ class SeriesInterpreter:
     def _turn(
         self, jaxpr: ClosedJaxpr, constants: list[Value], state: Any, here: list[Value]
     ) -> Any:
-        """One turn of a scan whose carry keeps its form, for a scan to repeat."""
+        """One turn of a scan, from (ties, carry) to them and what it leaves behind."""
         self.ties, carry = state
         outputs = self.run(jaxpr, [*constants, *carry, *here])
         return (self.ties, outputs[: len(carry)]), outputs[len(carry) :]
+
+    def _keeps_form(self, step: Any, carry: list[Value], here: list[Value]) -> bool:
+        """Whether a loop can take a scan's further turns.
+
+        It does not know the numbers that are known turn by turn, such as which of two branches a
+        counter chooses, and so may find other degrees, or no limit at all.
+        """
+        ties, forms = self.ties, []
+
+        def turn(carry: list[Value], here: list[Value]) -> None:
+            (_, after), _ = step((ties, carry), here)
+            forms.append(_form(after))
+
+        try:
+            jax.eval_shape(turn, carry, here)
+        except LimitError:
+            return False
+        finally:
+            self.ties = ties
+        return forms == [_form(carry)]
 
     def cond(self, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         """Evaluate every branch and choose: their degrees may differ."""
@@ -244,34 +227,26 @@ def _form(values: Sequence[Value]) -> Any:
 
 
 def _inner(eqn: Any) -> ClosedJaxpr | None:
-    """The function that an equation calls once with its inputs: pjit, custom_jvp, remat, …"""
+    """The function that an equation calls once with its inputs: pjit, custom_jvp, remat, …
+
+    None where what it holds takes something else: one element of what is reduced, or one device's
+    part.
+    """
     if eqn.primitive.name in _LOOPS:
         return None
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         found = eqn.params.get(name)
-        if isinstance(found, ClosedJaxpr):
-            return found
-        if isinstance(found, Jaxpr):
-            return ClosedJaxpr(found, ())
+        inner = found.jaxpr if isinstance(found, ClosedJaxpr) else found
+        if isinstance(inner, Jaxpr) and _shapes(inner) == _shapes(eqn):
+            return found if isinstance(found, ClosedJaxpr) else ClosedJaxpr(inner, ())
     return None
 
 
-def _spread(
-    eqn: Any, inputs: Sequence[Plain], outputs: Sequence[jax.Array]
-) -> list[jax.Array | None]:
-    """Which elements of a plain operation's outputs come from one that has no limit."""
-    masks = [value.invalid for value in inputs if value.invalid is not None]
-    if not masks:
-        return [None] * len(outputs)
-    name = eqn.primitive.name
-    if name in _ELEMENTWISE:
-        return [jnp.broadcast_to(either(*masks), output.shape) for output in outputs]
-    if name in MOVES and len(inputs) == 1:
-        return [bind(eqn, masks[0])]
-    if name in ("reduce_and", "reduce_or", "reduce_sum", "reduce_max", "reduce_min", "argmax"):
-        return [jnp.any(masks[0], axis=axes_of(eqn))]
-    spoilt = either(*(jnp.any(mask) for mask in masks))
-    return [jnp.broadcast_to(spoilt, output.shape) for output in outputs]
+def _shapes(of: Any) -> list[list[tuple[int, ...]]]:
+    return [
+        [getattr(variable.aval, "shape", ()) for variable in side]
+        for side in (of.invars, of.outvars)
+    ]
 
 
 def _warn_of_leak(name: str, inputs: Sequence[Value]) -> None:

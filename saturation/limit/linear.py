@@ -13,13 +13,13 @@ from saturation.limit.equation import Interpreter, Rule, bind, like, plain
 from saturation.limit.series import (
     Coefficient,
     Plain,
-    Series,
     Value,
     align,
     as_series,
     either,
     make,
     settled,
+    untold,
 )
 
 # Each element of the output is one of the input: these take a mask as it is.
@@ -62,7 +62,8 @@ def linear(*operands: int) -> Rule:
         invalid = either(*present) if present else None
         noise = None
         if any(m.noise is not None for m in moving):
-            told = where([_told(m, parts[0]) for m, parts in zip(moving, aligned, strict=True)])
+            pairs = zip(moving, aligned, strict=True)
+            told = where([None if u is None else ~u for u in (untold(m, p[0]) for m, p in pairs)])
             noise = None if told is None else ~told
         infinite = any(m.infinite for m in moving)
         result = make(degree, coefficients, like(eqn), invalid, infinite, noise)
@@ -83,29 +84,22 @@ def _misled(eqn: Any, index: Plain) -> jax.Array | None:
     return jax.lax.broadcast_in_dim(jnp.any(index.invalid, axis=-1), shape, batch)
 
 
-def _told(x: Series, leading: Coefficient) -> Coefficient:
-    """Where a leading coefficient is told from 0."""
-    if leading is None:
-        return None
-    if x.noise is None or leading is not x.coefficients[0]:
-        return leading != 0
-    return (leading != 0) & ~x.noise
-
-
 def split(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """A linear primitive with several outputs."""
     (x,) = (as_series(value, interpreter.terms) for value in inputs)
-    parts = [None if c is None else bind(eqn, c) for c in x.coefficients]
-    masks = None if x.invalid is None else bind(eqn, x.invalid.astype(x.example.dtype))
+
+    def apart(whole: Coefficient) -> list[Coefficient]:
+        return [None] * len(eqn.outvars) if whole is None else list(bind(eqn, whole))
+
+    def masks(mask: Coefficient) -> list[Coefficient]:
+        parts = apart(None if mask is None else mask.astype(x.example.dtype))
+        return [None if part is None else part != 0 for part in parts]
+
+    pieces = zip(*(apart(c) for c in x.coefficients), strict=True)
+    each = zip(pieces, masks(x.invalid), masks(x.noise), strict=True)
     return [
-        make(
-            x.degree,
-            [None if p is None else p[i] for p in parts],
-            like(eqn, i),
-            None if masks is None else masks[i] != 0,
-            x.infinite,
-        )
-        for i in range(len(eqn.outvars))
+        make(x.degree, coefficients, like(eqn, i), invalid, x.infinite, noise)
+        for i, (coefficients, invalid, noise) in enumerate(each)
     ]
 
 
@@ -115,14 +109,15 @@ def identity(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> lis
 
 
 def conversion(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
-    """A change of dtype; a series can become another float or a truth value."""
+    """A change of dtype; a series can become another real float or a truth value."""
     x = as_series(inputs[0], interpreter.terms)
     target = like(eqn).dtype
     if target == jnp.bool_:
         return [Plain(x.nonzero(), x.invalid)]
     if not jnp.issubdtype(target, jnp.floating):
         raise LimitError(
-            f"A quantity of degree {x.degree} is converted to {target}, which has no limit."
+            f"A quantity of degree {x.degree} is converted to {target}, but `saturate` carries "
+            "what depends on the parameters as real floating-point numbers only."
         )
     parts = [None if c is None else c.astype(target) for c in x.coefficients]
     return [make(x.degree, parts, like(eqn), x.invalid, x.infinite, x.noise)]

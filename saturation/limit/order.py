@@ -16,6 +16,7 @@ import numpy as np
 
 from saturation.limit.equation import Interpreter, Rule, axes_of, like, plain
 from saturation.limit.series import (
+    Bound,
     Coefficient,
     Like,
     Plain,
@@ -26,6 +27,7 @@ from saturation.limit.series import (
     either,
     join_invalid,
     make,
+    untold,
 )
 
 
@@ -62,8 +64,6 @@ def _pairs(x: Value, y: Value, terms: int) -> list[tuple[jax.Array, jax.Array]]:
 
 def select(which: Plain, cases: Sequence[Value], shaped: Like, terms: int) -> Value:
     """Return, element by element, the case that `which` (bool or integer) names."""
-    all_series = [as_series(case, terms) for case in cases]
-    degree, aligned = align(all_series)
     index = jnp.broadcast_to(which.array, shaped.shape)
 
     def pick(options: Sequence[Coefficient], absent: jax.Array) -> Coefficient:
@@ -72,27 +72,26 @@ def select(which: Plain, cases: Sequence[Value], shaped: Like, terms: int) -> Va
         dense = (absent if option is None else option for option in options)
         return jax.lax.select_n(index, *(jnp.broadcast_to(d, shaped.shape) for d in dense))
 
-    zero, none = jnp.zeros_like(shaped), jnp.zeros(shaped.shape, bool)
-    coefficients = [pick(options, zero) for options in zip(*aligned, strict=True)]
-    invalid = pick([one.invalid for one in all_series], none)
+    none = jnp.zeros(shaped.shape, bool)
+    invalid = pick([case.invalid for case in cases], none)
     if which.invalid is not None:
         doubted = jnp.broadcast_to(which.invalid, shaped.shape)
         invalid = doubted if invalid is None else doubted | invalid
+    infinite = any(case.infinite for case in cases)
+    constants = [case for case in cases if isinstance(case, Plain)]
+    if len(constants) == len(cases):  # integers and truth values among them: they stay constants
+        arrays = (jnp.broadcast_to(case.array, shaped.shape) for case in constants)
+        large = max((case.large for case in constants if case.large), key=abs, default=None)
+        return Plain(jax.lax.select_n(index, *arrays), invalid, infinite, large)
+    all_series = [as_series(case, terms) for case in cases]
+    degree, aligned = align(all_series)
+    zero = jnp.zeros_like(shaped)
+    coefficients = [pick(options, zero) for options in zip(*aligned, strict=True)]
     noise = None
     if any(one.noise is not None for one in all_series):
         leading = [parts[0] for parts in aligned]
-        noise = pick([_nothing(s, c) for s, c in zip(all_series, leading, strict=True)], ~none)
-    infinite = any(one.infinite for one in all_series)
+        noise = pick([untold(s, c) for s, c in zip(all_series, leading, strict=True)], ~none)
     return make(degree, coefficients, shaped, invalid, infinite, noise)
-
-
-def _nothing(x: Series, leading: Coefficient) -> Coefficient:
-    """Where a case has nothing at the degree it was aligned to; None for everywhere."""
-    if leading is None:
-        return None
-    if x.noise is None or leading is not x.coefficients[0]:
-        return leading == 0
-    return (leading == 0) | x.noise
 
 
 def extremes(
@@ -129,25 +128,41 @@ def count_ties(
 
 def maximum(x: Value, y: Value, shaped: Like, terms: int, larger: bool = True) -> Value:
     """Return max(x, y), or min(x, y); without a limit where either has none."""
-    second = less(x, y, terms) if larger else less(y, x, terms)
-    found = select(Plain(second, join_invalid(x, y)), (x, y), shaped, terms)
-    return _bounded(found, x, y, larger)
+    second = Plain(less(x, y, terms) if larger else less(y, x, terms), join_invalid(x, y))
+    found = select(second, (x, y), shaped, terms)
+    lower, higher = sorted((x, y), key=_degree)
+    gap = _degree(higher) - _degree(lower)
+    if gap == 0 or not isinstance(found, Series) or not isinstance(higher, Series):
+        return found
+    if lower.infinite:  # min(x, ∞) is no bound of x
+        return found
+    base, sign = _degree(lower), 1 if larger else -1
+    known = higher.bound
+    if known is None or known.sign == sign or known.degree > base:
+        rest = None
+        if gap >= terms:
+            cases = [_up_to(value, base, terms) for value in (x, y)]
+            rest = select(second, cases, shaped, terms)
+        return replace(found, bound=Bound(sign, base, rest))
+    # min(max(x, 0), 6) does not grow: what has terms above the bounds' degree is at one of them.
+    if gap < terms:
+        kept = [*[None] * gap, *found.coefficients[gap:]]
+        return make(found.degree, kept, found.example, found.invalid)
+    assert known.rest is not None
+    grown = Plain(higher.nonzero(), higher.invalid)
+    within = maximum(known.rest, lower, shaped, terms, larger)
+    return select(grown, (within, lower), shaped, terms)
 
 
-def _bounded(found: Value, x: Value, y: Value, larger: bool) -> Value:
-    """A maximum or minimum with what is known of it: min(max(x, 0), 6) does not grow."""
-    lower, higher = sorted((x, y), key=lambda value: getattr(value, "degree", 0))
-    base = getattr(lower, "degree", 0)
-    if not isinstance(found, Series) or not isinstance(higher, Series) or found.infinite:
-        return found
-    gap = higher.degree - base
-    if gap == 0:
-        return found
-    sign = 1 if larger else -1
-    if higher.sided is None or higher.sided[0] == sign or higher.sided[1] > base:
-        return replace(found, sided=(sign, base))
-    kept = [*[None] * gap, *found.coefficients[gap:]][: found.terms]
-    return make(found.degree, kept, found.example, found.invalid)
+def _degree(value: Value) -> int:
+    return value.degree if isinstance(value, Series) else 0
+
+
+def _up_to(value: Value, degree: int, terms: int) -> Value:
+    """The terms of a value up to that degree."""
+    if _degree(value) <= degree or not isinstance(value, Series):
+        return value
+    return make(degree, [value.power(degree - k) for k in range(terms)], value.example)
 
 
 def comparison(holds: Callable[[Value, Value, int], jax.Array]) -> Rule:
@@ -193,8 +208,8 @@ def absolute(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> lis
     """|x|: each coefficient times the sign of the first that is not 0."""
     x = as_series(inputs[0], interpreter.terms)
     negative = less(x, _zero(x), interpreter.terms)
-    parts = tuple(None if c is None else jax.lax.select(negative, -c, c) for c in x.coefficients)
-    return [replace(x, coefficients=parts)]
+    parts = [None if c is None else jax.lax.select(negative, -c, c) for c in x.coefficients]
+    return [make(x.degree, parts, like(eqn), x.invalid, x.infinite, x.noise)]
 
 
 def signum(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -231,7 +246,8 @@ def reduction(largest: bool) -> Rule:
         interpreter.count_ties(count_ties(found, attained, axes))
         kept = [None if c is None else jnp.squeeze(c, axes) for c in found]
         invalid = None if x.invalid is None else jnp.any(x.invalid, axis=axes)
-        return [make(x.degree, kept, like(eqn), invalid, x.infinite)]
+        noise = None if x.noise is None else jnp.any(attained & x.noise, axis=axes)
+        return [make(x.degree, kept, like(eqn), invalid, x.infinite, noise)]
 
     return rule
 
@@ -264,21 +280,20 @@ def sorting(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list
         columns += arrays
         number_of_keys += len(arrays) if i < keys else 0
     unordered = [one.invalid for one in inputs[:keys] if one.invalid is not None]
-    spoilt = {i: one.invalid for i, one in enumerate(inputs) if one.invalid is not None}
-    places += [range(len(columns) + i, len(columns) + i + 1) for i in range(len(spoilt))]
+    marks = {("invalid", i): one.invalid for i, one in enumerate(inputs)}
+    marks |= {("noise", i): one.noise for i, one in enumerate(inputs) if isinstance(one, Series)}
+    marks = {name: mask for name, mask in marks.items() if mask is not None}
     moved = jax.lax.sort(
-        (*columns, *(mask.astype(jnp.int32) for mask in spoilt.values())),
+        (*columns, *(mask.astype(jnp.int32) for mask in marks.values())),
         dimension=dimension,
         is_stable=True,
         num_keys=number_of_keys,
     )
-    masks = dict(
-        zip(spoilt, (moved[place[0]] != 0 for place in places[len(inputs) :]), strict=True)
-    )
+    masks = {name: m != 0 for name, m in zip(marks, moved[len(columns) :], strict=True)}
     row = jnp.any(either(*unordered), axis=dimension, keepdims=True) if unordered else None
 
     def invalid(i: int) -> jax.Array | None:
-        own = masks.get(i)
+        own = masks.get(("invalid", i))
         if row is None:
             return own
         everywhere = jnp.broadcast_to(row, inputs[i].shape)
@@ -290,7 +305,8 @@ def sorting(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list
         if isinstance(value, Plain):
             results.append(Plain(parts[0], invalid(i)))
         else:
-            results.append(make(value.degree, parts, like(eqn, i), invalid(i), value.infinite))
+            marked = invalid(i), value.infinite, masks.get(("noise", i))
+            results.append(make(value.degree, parts, like(eqn, i), *marked))
     return results
 
 

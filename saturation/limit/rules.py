@@ -29,7 +29,9 @@ from saturation.limit.series import (
     add,
     as_series,
     bilinear,
+    either,
     join_invalid,
+    make,
     raised,
     without,
 )
@@ -64,7 +66,27 @@ def _times(interpreter: Interpreter, eqn: Any, x: Value, y: Value) -> Value:
 def contraction(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """A primitive that is linear in each of two inputs: a product of matrices, a convolution."""
     x, y = inputs
-    return [bilinear(x, y, partial(bind, eqn), like(eqn), interpreter.terms, contracts=True)]
+    found = bilinear(x, y, partial(bind, eqn), like(eqn), interpreter.terms, contracts=True)
+    if eqn.primitive.name != "dot_general" or not isinstance(found, Series):
+        return [found]
+    if found.degree < sum(value.degree for value in (x, y) if isinstance(value, Series)):
+        return [found]
+    return [replace(found, noise=_of_noise(eqn, x, y))]
+
+
+def _of_noise(eqn: Any, x: Value, y: Value) -> jax.Array | None:
+    """Where a product of matrices is of a row, or column, that is not told from 0 anywhere."""
+    (sums, batches), rank = eqn.params["dimension_numbers"], len(like(eqn).shape)
+    masks = []
+    for value, summed, batch, last in zip((x, y), sums, batches, (False, True), strict=True):
+        if isinstance(value, Series) and value.noise is not None:
+            free = [a for a in range(len(value.shape)) if a not in (*summed, *batch)]
+            nothing = jnp.transpose(value.noise, (*batch, *free, *summed))
+            nothing = jnp.all(nothing, axis=tuple(range(len(batch) + len(free), nothing.ndim)))
+            start = rank - len(free) if last else len(batch)  # its own axes, behind the batch's
+            axes = (*range(len(batch)), *range(start, start + len(free)))
+            masks.append(jax.lax.broadcast_in_dim(nothing, like(eqn).shape, axes))
+    return either(*masks) if masks else None
 
 
 def division(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -76,16 +98,16 @@ def division(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> lis
         # Spoilt also where x is exactly 0, which spares a product: here it makes 0/0.
         return [replace(quotient, invalid=join_invalid(quotient, inverse))]
     numerator, shape = as_series(x, interpreter.terms), like(eqn).shape
-    parts = tuple(
+    parts = [
         None if c is None else jnp.broadcast_to(c / y.array, shape) for c in numerator.coefficients
-    )
+    ]
     noise = None if numerator.noise is None else jnp.broadcast_to(numerator.noise, shape)
     invalid = join_invalid(x, y)
     if isinstance(y.array, jax.core.Tracer) or not np.all(np.asarray(y.array)):
         by_zero = jnp.broadcast_to(y.array == 0, shape)
-        parts = tuple(None if c is None else without(by_zero, c) for c in parts)
+        parts = [None if c is None else without(by_zero, c) for c in parts]
         invalid = by_zero if invalid is None else by_zero | invalid
-    return [replace(numerator, coefficients=parts, invalid=invalid, noise=noise)]
+    return [make(numerator.degree, parts, like(eqn), invalid, numerator.infinite, noise)]
 
 
 def power(exponent: float | None = None) -> Rule:
@@ -148,7 +170,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
             *("copy", "copy_p", "device_put", "sharding_constraint", "optimization_barrier"),
-            *("pvary", "stop_gradient", "layout_constraint", "reshard", "mesh_cast"),
+            *("pvary", "stop_gradient", "layout_constraint", "reshard", "mesh_cast", "name"),
         ),
         identity,
     ),

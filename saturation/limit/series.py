@@ -57,8 +57,8 @@ class Plain:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["coefficients", "invalid", "noise"],
-    meta_fields=["degree", "infinite", "sided"],
+    data_fields=["coefficients", "invalid", "noise", "bound"],
+    meta_fields=["degree", "infinite"],
 )
 @dataclass(frozen=True)
 class Series:
@@ -72,8 +72,7 @@ class Series:
       infinite: whether the first coefficient may hold ±∞.
       noise: bool, of the coefficients' shape, where the first coefficient is 0, or is left of a sum
         that cancelled down to rounding: nothing to divide by. None for nowhere.
-      sided: (sign, degree): the terms above that degree are known to be together ≥ 0, or ≤ 0, as
-        those of max(x, 1) are above 0; None if nothing is known.
+      bound: what is known of a maximum or minimum with something of a lower degree.
     """
 
     degree: int
@@ -81,7 +80,7 @@ class Series:
     invalid: jax.Array | None = None
     infinite: bool = False
     noise: jax.Array | None = None
-    sided: tuple[int, int] | None = None
+    bound: Bound | None = None
 
     @property
     def terms(self) -> int:
@@ -107,6 +106,23 @@ class Series:
         """Return where any kept coefficient is not 0."""
         present = [c != 0 for c in self.coefficients if c is not None]
         return either(*present)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["rest"], meta_fields=["sign", "degree"])
+@dataclass(frozen=True)
+class Bound:
+    """What a maximum or minimum with something of a lower degree says of a series.
+
+    Attributes:
+      sign: the terms above `degree` are together ≥ 0 (1) or ≤ 0 (-1), as those of max(x, 1) are
+        above 0.
+      degree: that of the bound.
+      rest: what the elements are that have no terms above it, where the series has no room for it.
+    """
+
+    sign: int
+    degree: int
+    rest: Value | None = None
 
 
 Value = Plain | Series
@@ -165,6 +181,19 @@ def _from(x: Series, degree: int) -> list[Coefficient]:
     return [front, *_without(infinite, moved[1:])]
 
 
+def untold(x: Series, leading: Coefficient) -> Coefficient:
+    """Return where x is not told from 0 at the degree that its `leading` coefficient was aligned
+    to; None for everywhere.
+    """
+    return None if leading is None else _vanishes(x, leading)
+
+
+def _vanishes(x: Series, leading: jax.Array) -> jax.Array:
+    if x.noise is None or leading is not x.coefficients[0]:
+        return leading == 0
+    return (leading == 0) | x.noise
+
+
 def settled(value: Value) -> Value:
     """Return a value whose ±∞ are marked as having no limit: what a sum makes of one is no mask."""
     leading = value.coefficients[0] if isinstance(value, Series) and value.infinite else None
@@ -204,7 +233,12 @@ def concatenate(values: Sequence[Value], terms: int) -> Value:
     coefficients = [join(options, dtype) for options in zip(*aligned, strict=True)]
     shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
     infinite = any(part.infinite for part in parts)
-    return make(degree, coefficients, jax.ShapeDtypeStruct(shape, dtype), invalid, infinite)
+    noise = None
+    if any(part.noise is not None for part in parts):
+        untold_parts = (untold(part, a[0]) for part, a in zip(parts, aligned, strict=True))
+        pairs = zip(untold_parts, parts, strict=True)
+        noise = jnp.concatenate([jnp.ones(v.shape, bool) if u is None else u for u, v in pairs])
+    return make(degree, coefficients, jax.ShapeDtypeStruct(shape, dtype), invalid, infinite, noise)
 
 
 def either(*masks: jax.Array) -> jax.Array:
@@ -255,8 +289,7 @@ def _cancelled(
     noise = (total == 0) | (jnp.abs(total) < least)
     if x.noise is None and y.noise is None:
         return noise
-    nothing = ((c == 0) if s.noise is None else s.noise for c, s in ((a, x), (b, y)))
-    return noise | (next(nothing) & next(nothing))
+    return noise | (_vanishes(x, a) & _vanishes(y, b))
 
 
 def bilinear(
@@ -332,15 +365,16 @@ def raised(x: Series, exponent: float, like: Like) -> Value:
     Raises:
       LimitError: degree·exponent is no whole number: the result is no series in whole powers of c.
     """
-    degree = x.degree * exponent
-    if not float(degree).is_integer():
+    degree = round(x.degree * exponent)
+    # 1/3 is rounded, and so is three times it.
+    if abs(degree - x.degree * exponent) > float(jnp.finfo(like.dtype).eps) * abs(x.degree):
         raise LimitError(
-            f"The power {exponent:g} of a quantity of degree {x.degree} has degree {degree:g}, and "
-            "only whole degrees can be carried."
+            f"The power {exponent:g} of a quantity of degree {x.degree} has degree "
+            f"{x.degree * exponent:g}, and only whole degrees can be carried."
         )
     leading = x.coefficients[0]
     assert leading is not None
-    vanishes = leading == 0 if x.noise is None else (leading == 0) | x.noise
+    vanishes = _vanishes(x, leading)
     a = jax.lax.select(vanishes, jnp.ones_like(leading), leading)
     b_0 = _elementary_power(a, exponent)
     b: list[Coefficient] = [b_0]
@@ -363,7 +397,7 @@ def raised(x: Series, exponent: float, like: Like) -> Value:
         b = _without(negative, b)
         undefined = undefined | negative
     invalid = undefined if x.invalid is None else undefined | x.invalid
-    return make(int(degree), b, like, invalid, x.infinite, noise)
+    return make(degree, b, like, invalid, x.infinite, noise)
 
 
 def _elementary_power(a: jax.Array, exponent: float) -> jax.Array:

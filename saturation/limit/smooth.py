@@ -24,7 +24,8 @@ def analytic(
 ) -> Value:
     """Return f(x): its value at ±∞ where x grows, else its Taylor series about the c^0 term.
 
-    Elements at which f or a derivative is not finite (log at 0) have no limit and are marked.
+    Elements at which f or a derivative is not finite (log at 0) have no limit and are marked, and
+    so are those that are ±∞ where f grows more slowly than they do (log of exp of what grows).
 
     Args:
       x: the argument.
@@ -41,7 +42,7 @@ def analytic(
             f"{name} of a quantity of degree {x.degree} has no limit in powers of c, so `saturate` "
             "cannot carry it."
         )
-    coefficients, singular = _about_base(x, function, like)
+    coefficients, singular = _about_base(x, function, like, at_infinity is not None)
     infinite = x.infinite
     if x.degree > 0 and at_infinity is not None:
         coefficients, bounded = _toward_ends(x, coefficients, at_infinity, like)
@@ -56,7 +57,7 @@ def analytic(
 
 
 def _about_base(
-    x: Series, function: Function, like: Like
+    x: Series, function: Function, like: Like, has_ends: bool
 ) -> tuple[list[Coefficient], jax.Array | None]:
     """The Taylor coefficients about the c^0 term, and where one of them is not finite."""
     base = x.power(0)
@@ -70,7 +71,7 @@ def _about_base(
         return [first, *others], None
     finite = [jnp.isfinite(c) for c in (first, *others) if c is not None]
     singular = ~jnp.all(jnp.stack(finite), axis=0)
-    if x.infinite and base is not None:
+    if x.infinite and base is not None and has_ends:
         # A mask's −∞: whatever f gives there is meant, and it has no slope.
         expected = jnp.isinf(base) & ~jnp.isnan(first)
         others = [None if c is None else jax.lax.select(expected, zero, c) for c in others]

@@ -1,0 +1,110 @@
+"""What does not depend on the parameters runs as it is; here is what is known of it.
+
+A series has to know of a constant whether it may hold ±∞, which outranks every degree, or a mask's
+large number, which does not and leaks; and where it was decided by something without a limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from saturation.limit.equation import axes_of, bind
+from saturation.limit.linear import MOVES
+from saturation.limit.order import select
+from saturation.limit.series import Plain, either
+
+LARGE = 1e6  # a finite constant beyond this is taken for a mask's when it meets a growing quantity
+
+# Primitives that only move values about or scale them: what they make of a large number is one.
+_CARRIES_MASKS = frozenset(
+    (
+        *("select_n", "broadcast_in_dim", "reshape", "convert_element_type", "squeeze", "copy"),
+        *("transpose", "mul", "add", "sub", "neg", "concatenate", "slice", "pad", "max", "min"),
+        *("gather", "dynamic_slice", "dynamic_update_slice", "scatter", "scatter-add", "rev"),
+        *("tile", "stack", "split", "unstack"),
+    )
+)
+# These make ±∞ of finite numbers (loops may: what is in them is not looked at).
+_MAKES_INFINITE = frozenset(
+    (
+        *("log", "log1p", "div", "pow", "integer_pow", "rsqrt", "atanh", "erf_inv", "lgamma"),
+        *("digamma", "scan", "while", "cond"),
+    )
+)
+# What these make of one element without a limit is one element; anything else may spread it.
+_ELEMENTWISE = frozenset(
+    (
+        *("and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt", "ge", "abs", "sign"),
+        *("add", "sub", "mul", "div", "neg", "max", "min", "convert_element_type", "integer_pow"),
+        *("square", "sqrt", "rsqrt", "exp", "log", "tanh", "logistic", "pow", "copy", "is_finite"),
+    )
+)
+_REDUCES = frozenset(
+    ("reduce_and", "reduce_or", "reduce_sum", "reduce_max", "reduce_min", "argmax", "argmin")
+)
+
+
+def constant(x: Any, dtype: Any = None) -> Plain:
+    """Return a constant with what can be seen of it: ±∞, or a mask's large number.
+
+    Of a traced one nothing can: it may hold ±∞, as a mask that is handed in does.
+    """
+    if isinstance(x, jax.core.Tracer):
+        array = jnp.asarray(x, dtype)
+        return Plain(array, infinite=bool(jnp.issubdtype(array.dtype, jnp.floating)))
+    with jax.ensure_compile_time_eval():  # a number stays one that can be looked at, under jit too
+        array = jnp.asarray(x, dtype)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return Plain(array)
+    values = np.asarray(array).astype(np.float64)  # as it is held: a narrow dtype rounds to ±∞
+    finite = np.where(np.isfinite(values), values, 0.0)
+    large = float(finite.flat[np.abs(finite).argmax()]) if values.size else 0.0
+    return Plain(
+        array,
+        infinite=bool(np.isinf(values).any()),
+        large=large if abs(large) > LARGE else None,
+    )
+
+
+def results(eqn: Any, inputs: Sequence[Plain], outputs: Sequence[jax.Array]) -> list[Plain]:
+    """Return the outputs of an equation of constants with what is known of them."""
+    name = eqn.primitive.name
+    infinite = name in _MAKES_INFINITE or any(value.infinite for value in inputs)
+    large = [value.large for value in inputs if value.large] if name in _CARRIES_MASKS else []
+
+    def seen(array: jax.Array) -> Plain:
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            return Plain(array)
+        if array.size == 1 and not isinstance(array, jax.core.Tracer):
+            return constant(array)
+        return Plain(array, infinite=infinite, large=max(large, key=abs, default=None))
+
+    masks = _spread(eqn, inputs, outputs)
+    return [replace(seen(o), invalid=mask) for o, mask in zip(outputs, masks, strict=True)]
+
+
+def _spread(
+    eqn: Any, inputs: Sequence[Plain], outputs: Sequence[jax.Array]
+) -> list[jax.Array | None]:
+    """Which elements of a plain operation's outputs come from one that has no limit."""
+    masks = [value.invalid for value in inputs if value.invalid is not None]
+    if not masks:
+        return [None] * len(outputs)
+    name = eqn.primitive.name
+    if name == "select_n":
+        return [select(inputs[0], inputs[1:], outputs[0], 1).invalid]
+    if name in _ELEMENTWISE:
+        return [jnp.broadcast_to(either(*masks), output.shape) for output in outputs]
+    if name in MOVES and len(inputs) == 1:
+        return [bind(eqn, masks[0])]
+    if name in _REDUCES:
+        return [jnp.any(masks[0], axis=axes_of(eqn))]
+    spoilt = either(*(jnp.any(mask) for mask in masks))
+    return [jnp.broadcast_to(spoilt, output.shape) for output in outputs]
