@@ -47,7 +47,8 @@ def tempered_softmax(
       Rows whose temperature is negative or NaN, where that is only known in a trace, are NaN.
 
     Raises:
-      ArgumentError: a temperature known to be negative or NaN, or shapes that do not broadcast.
+      ArgumentError: a temperature known to be negative or NaN, shapes that do not broadcast, or a
+        `where` of numbers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -58,7 +59,7 @@ def tempered_softmax(
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         scores = scores.astype(jnp.result_type(float))
     _check_temperature(temperature, scores.shape)
-    _check_broadcast("where", jnp.shape(where) if where is not None else (), scores.shape)
+    _check_where(where, scores.shape)
     # Half precision holds the scores exactly inside float32, so ties are still those of the scores.
     wide = scores.astype(at_least_float32(scores.dtype))
     allowed = wide != -jnp.inf
@@ -164,7 +165,8 @@ def _weights_jvp(
     inverse = jnp.where(usable, 1 / jnp.where(usable, temperature, 1.0), 0.0)
     inverse = jnp.minimum(inverse, steepest)
     maximum, difference = _from_maximum(scores, allowed, axis)
-    exponents = jnp.where(attended, difference, 0.0) * inverse
+    # The difference of a score of +inf from itself is NaN, and stands for 0.
+    exponents = jnp.where(attended & jnp.isfinite(difference), difference, 0.0) * inverse
     # The maximum's own slope is one number a row and cancels, unless τ differs between keys.
     if temperature.shape[axis] > 1:
         attains = allowed & (scores == maximum)
@@ -189,6 +191,18 @@ def _check_temperature(temperature: ArrayLike, shape: tuple[int, ...]) -> None:
     if not (value >= 0).all():
         bad = value[~(value >= 0)].flat[0]
         raise ArgumentError(f"A temperature must be 0 or more, and not NaN; this one is {bad}.")
+
+
+def _check_where(where: ArrayLike | None, shape: tuple[int, ...]) -> None:
+    if where is None:
+        return
+    dtype = jnp.result_type(where)
+    if dtype != jnp.bool_:
+        raise ArgumentError(
+            f"`where` must be boolean, True for the keys that count; its dtype is {dtype}. Of a "
+            "mask of 0 and 1 take `mask > 0`, and add a mask of 0 and -inf to the scores."
+        )
+    _check_broadcast("where", jnp.shape(where), shape)
 
 
 def _check_broadcast(name: str, given: tuple[int, ...], shape: tuple[int, ...]) -> None:

@@ -120,6 +120,22 @@ def test_infinite_scores_and_temperatures():
     assert np.isnan(tempered_softmax(jnp.array([jnp.nan, 1.0]), 0.0)).all()
 
 
+def test_gradients_at_infinite_scores_are_those_of_the_ties_they_make():
+    scores = jnp.array([jnp.inf, 1.0, jnp.inf])
+    for temperature, slope in ((1.0, 0.25), (0.5, 0.5), (0.0, 0.0)):
+        by_scores, by_temperature = jax.grad(lambda s, t: tempered_softmax(s, t)[0], (0, 1))(
+            scores, temperature
+        )
+        np.testing.assert_allclose(by_scores, [slope, 0, -slope], rtol=1e-6)
+        assert by_temperature == 0
+
+
+def test_second_derivatives_at_a_tie():
+    with enable_x64(True):
+        scores = jnp.array([1.0, 1.0, 0.3])
+        check_grads(tempered_softmax, (scores, jnp.asarray(0.7)), order=2)
+
+
 def test_scores_whose_difference_is_subnormal_are_no_tie():
     scores = jnp.array([1.3e-38, 1.2e-38, 1.3e-38])
     np.testing.assert_array_equal(jax.jit(tempered_softmax)(scores, 0.0), [0.5, 0, 0.5])
@@ -238,6 +254,13 @@ def test_shapes_that_do_not_broadcast_are_an_error():
         tempered_softmax(jnp.zeros((2, 3)), jnp.ones(4))
     with pytest.raises(ArgumentError, match=r"`where` must broadcast .*\(2, 3\).*\(1, 2, 3\)"):
         tempered_softmax(jnp.zeros((2, 3)), 1.0, where=jnp.ones((1, 2, 3), bool))
+
+
+@pytest.mark.parametrize("mask", [np.int32(1), np.float32(-1e9)])
+def test_a_mask_of_numbers_is_an_error(mask):
+    """Of one number here, since the types that tests check already refuse arrays of them."""
+    with pytest.raises(ArgumentError, match=r"`where` must be boolean.*its dtype is (int|float)32"):
+        tempered_softmax(jnp.zeros((2, 3)), 1.0, where=mask)
 
 
 def test_attention_is_the_sum_over_keys():
