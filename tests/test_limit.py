@@ -153,6 +153,25 @@ def test_a_finite_mask_is_reported_to_leak() -> None:
         saturate(function)(W, X)
 
 
+def test_large_numbers_that_multiply_are_no_masks() -> None:
+    """Warnings are errors here."""
+    found = saturate(lambda p, x: (x @ p) * 1e7 / 3e8)(W, 1e9 * X)
+    np.testing.assert_allclose(found.value, 1e9 / 30 * (X @ W), rtol=1e-12)
+
+
+def test_a_mask_that_its_dtype_has_no_room_for_is_infinite() -> None:
+    mask = np.where(MASK, 0, np.finfo(np.float64).min)
+
+    def function(p, x, mask):
+        return jax.nn.softmax(x @ p @ x.T + mask, -1)
+
+    with enable_x64(False), np.errstate(over="ignore"):
+        narrow = W.astype(np.float32), X.astype(np.float32)
+        found = saturate(function)(*narrow, mask)
+    expected = jax.nn.softmax(np.where(MASK, 1e9 * X @ W @ X.T, -np.inf), -1)
+    np.testing.assert_allclose(found.value, expected, atol=1e-6)
+
+
 def test_scaling_leaves_integers_and_dtypes_alone() -> None:
     tree = {"w": jnp.ones(3, jnp.bfloat16), "n": 4, "k": jnp.arange(3)}
     scaled = scale_parameters(tree, 2.0)

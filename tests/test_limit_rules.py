@@ -20,6 +20,16 @@ MOVES = {
     "repeat": (lambda w: jnp.repeat(w, 2), 1, [1, 1, 2, 2, 3, 3]),
     "roll": (lambda w: jnp.roll(w, 1), 1, [3, 1, 2]),
     "unstack": (lambda w: jnp.unstack(w)[1] * w, 2, [2, 4, 6]),
+    "filled where there is nothing": (
+        lambda w: w.at[jnp.array([1, 7])].get(mode="fill", fill_value=5) ** 2 + w[0],
+        2,
+        [4, 0],
+    ),
+    "filled below everything": (
+        lambda w: jnp.max(w.at[jnp.array([[1], [7]])].get(mode="fill", fill_value=-jnp.inf), 0),
+        1,
+        [2],
+    ),
     "split": (lambda w: jnp.split(w, [1])[1], 1, [2, 3]),
     "stack of unlike degrees": (lambda w: jnp.stack([w, w * w]), 2, [[0, 0, 0], [1, 4, 9]]),
 }

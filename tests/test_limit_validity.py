@@ -208,6 +208,9 @@ UNDEFINED: dict[str, tuple[Callable, list]] = {  # of θ = (1, 2, 3)
     "0·∞": (lambda t: (t - t[1]) * jnp.exp(t), [1, 0, 1]),
     "out of range": (lambda t: jnp.exp(1000 * t / t[0]), [0, 0, 0]),
     "log of ∞": (lambda t: jnp.log(1 + jnp.exp(t - t[1])), [1, 1, 0]),
+    "beyond float64": (lambda t: (1e100 * t * (t - t[1])) ** 4, [0, 1, 0]),
+    "nothing at an index": (lambda t: jnp.take(t, jnp.array([0, 9, 2])), [1, 0, 1]),
+    "not a number": (lambda t: t * jnp.array([1, 1, jnp.nan]), [1, 1, 0]),
     "over a constant 0": (lambda t: t / jnp.array([1.0, 0.0, 2.0]), [1, 0, 1]),
     "pole": (lambda t: jnp.arctanh(t / t[1]), [1, 0, 0]),
 }

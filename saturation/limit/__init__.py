@@ -33,7 +33,8 @@ class Limit:
       degree: the exponent, static.
       value: the leading coefficient, the output's shape and dtype.
       valid: bool, the same shape; False where the limit does not exist, mostly because a
-        denominator's leading coefficient vanishes. The value there means nothing.
+        denominator's leading coefficient vanishes, or where it left the range of its dtype. The
+        value there means nothing.
     """
 
     degree: int
@@ -120,8 +121,9 @@ def _limit(output: Value) -> Limit:
         return Limit(0, output.array, valid)
     leading = output.coefficients[0]
     value = jnp.zeros_like(output.example) if leading is None else leading
-    valid = jnp.ones(value.shape, bool) if output.invalid is None else ~output.invalid
-    return Limit(output.degree, value, valid)
+    # What may hold ±∞ has had its NaN marked; elsewhere either is an overflow, or a broken number.
+    valid = jnp.ones(value.shape, bool) if output.infinite else jnp.isfinite(value)
+    return Limit(output.degree, value, valid if output.invalid is None else valid & ~output.invalid)
 
 
 def _refuse_invalid(found: Any) -> None:
@@ -136,6 +138,6 @@ def _refuse_invalid(found: Any) -> None:
             raise LimitError(
                 f"{count} of {np.size(limit.valid)} elements of {name} have no limit: what they "
                 "divide by vanishes in the leading order (a constant row under a layer norm, say), "
-                "or they are ∞ − ∞, log 0 and the like. Mask these elements, or call it under "
-                "jax.jit and read `valid`."
+                "or they are ∞ − ∞, log 0 and the like, or out of range. Mask these elements, or "
+                "call it under jax.jit and read `valid`."
             )

@@ -31,7 +31,10 @@ Rule = Callable[[Interpreter, Any, Sequence[Value]], list[Value]]
 
 def bind(eqn: Any, *arrays: jax.Array) -> Any:
     """Apply an equation's primitive to arrays, as JAX would."""
-    return eqn.primitive.bind(*arrays, **eqn.params)
+    # What holds a function (shard_map) is bound by other parameters than it is written with.
+    found = getattr(eqn.primitive, "get_bind_params", lambda params: params)(eqn.params)
+    functions, params = found if isinstance(found, tuple) else ((), found)  # by version of JAX
+    return eqn.primitive.bind(*functions, *arrays, **params)
 
 
 def like(eqn: Any, output: int = 0) -> jax.ShapeDtypeStruct:

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from saturation.errors import LimitError
 from saturation.limit.equation import Interpreter, Rule, bind, like, plain
+from saturation.limit.expansions import written_as
 from saturation.limit.series import (
     Coefficient,
     Plain,
@@ -70,6 +72,20 @@ def linear(*operands: int) -> Rule:
         return [settled(result) if eqn.primitive.name in _SUMS else result]
 
     return rule
+
+
+def gathering(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """gather; what it fills in for an index that is out of bounds does not grow."""
+    fill = eqn.params["fill_value"]
+    if fill is None or not fill or np.isnan(fill):  # NaN is not valid at any degree
+        return linear(0)(interpreter, eqn, inputs)
+
+    def filled(params: dict[str, Any], x: jax.Array, index: jax.Array) -> jax.Array:
+        found = eqn.primitive.bind(x, index, **{**params, "fill_value": 0})
+        within = eqn.primitive.bind(jnp.ones_like(x), index, **{**params, "fill_value": 0})
+        return jnp.where(within != 0, found, jnp.asarray(fill, x.dtype))
+
+    return written_as(filled)(interpreter, eqn, inputs)
 
 
 def _misled(eqn: Any, index: Plain) -> jax.Array | None:

@@ -21,7 +21,7 @@ from saturation.errors import LimitError
 from saturation.limit import expansions, order
 from saturation.limit.equation import Interpreter, Rule, bind, like
 from saturation.limit.expansions import written_as
-from saturation.limit.linear import conversion, identity, linear, split
+from saturation.limit.linear import conversion, gathering, identity, linear, split
 from saturation.limit.series import (
     Plain,
     Series,
@@ -160,7 +160,7 @@ RULES: dict[str, Rule] = {
         (
             *("neg", "reduce_sum", "reshape", "broadcast_in_dim", "transpose", "slice", "squeeze"),
             *("rev", "cumsum", "reduce_precision", "expand_dims", "real", "reduce_window_sum"),
-            *("gather", "dynamic_slice", "tile"),
+            *("dynamic_slice", "tile"),
         ),
         linear(0),
     ),
@@ -175,6 +175,7 @@ RULES: dict[str, Rule] = {
         identity,
     ),
     **dict.fromkeys(("split", "unstack"), split),
+    "gather": gathering,
     "convert_element_type": conversion,
     "add": addition(1),
     "add_any": addition(1),
