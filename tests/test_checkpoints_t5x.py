@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from pathlib import Path
 
 import flax.serialization
@@ -27,6 +28,7 @@ from hypothesis import strategies as st
 
 import saturation
 from saturation.checkpoints import open_checkpoint
+from saturation.checkpoints.zarr import decompress
 from saturation.errors import CheckpointFormatError, SaturationError
 
 QUERY = "encoder/layers_1/attention/query/kernel"
@@ -183,6 +185,17 @@ def test_truncated_chunk(tmp_path, arrays):
     chunk = folder / QUERY_FOLDER / "1.0"
     chunk.write_bytes(chunk.read_bytes()[:-40])
     assert message(folder).startswith(f"{chunk} is truncated or damaged: ")
+
+
+@pytest.mark.parametrize("compressor", ["gzip", "zlib"])
+def test_a_chunk_that_lost_its_checksum_is_not_taken_for_whole(compressor):
+    """All its values may be there; whether they are the right ones nothing says any more."""
+    values = np.arange(1000, dtype=np.float32).tobytes()
+    packed = gzip.compress(values) if compressor == "gzip" else zlib.compress(values)
+    assert bytes(decompress("chunk", compressor, packed, len(values))) == values
+    for lost in range(1, 5):
+        with pytest.raises(CheckpointFormatError, match="chunk is truncated or damaged: "):
+            decompress("chunk", compressor, packed[:-lost], len(values))
 
 
 def test_truncated_plain_chunk(tmp_path, arrays):

@@ -171,7 +171,11 @@ def _inflate(where: str, compressor: str, data: bytes, size: int) -> bytes | mem
             # Twice as fast as zlib. The data says its size, which is verified with its checksum.
             return memoryview(deflate.gzip_decompress(data, size))
         # 47: gzip or zlib, whichever the header says.
-        return zlib.decompressobj(47).decompress(data, size + 1)
+        stream = zlib.decompressobj(47)
+        raw = stream.decompress(data, size + 1)
+        if len(raw) == size and not stream.eof:
+            raise ValueError("the end is cut off, and with it the checksum")
+        return raw
     except (zlib.error, deflate.DeflateError, OSError, ValueError) as error:
         raise CheckpointFormatError(
             f"{where} is truncated or damaged: {compressor} says {str(error).strip()!r}."
