@@ -44,7 +44,7 @@ measure_and_report() {
     find_share
     local command=("$saturation" measure "$trajectory" --measures "$measures" --out "$out/run" ${share[@]+"${share[@]}"} "$@")
     case " ${command[*]} " in
-    *" --shard "* | *" --distributed "*) exec "${command[@]}" ;;
+    *" --shard"[\ =]* | *" --distributed "*) exec "${command[@]}" ;;
     esac
     run_to_the_end "${command[@]}"
   fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,68 @@ def test_sigterm_reaches_the_measurement_and_its_75_the_caller(stand_in, tmp_pat
     script.send_signal(signal.SIGTERM)
     assert script.wait(10) == 75
     assert len(calls(stand_in)) == 1, "nothing is reported of what was stopped"
+
+
+def test_ctrl_c_leaves_nothing_behind(stand_in: Path, tmp_path: Path) -> None:
+    """A terminal signals both, and what bash starts in the background ignores SIGINT at first."""
+    (stand_in.parent / "slow").touch()
+    script = subprocess.Popen(
+        ["bash", GROWTH, "t", "o"], env=environment(stand_in), cwd=tmp_path, start_new_session=True
+    )
+    while not (stand_in.parent / "ready").exists():
+        assert script.poll() is None
+        time.sleep(0.01)
+    os.killpg(script.pid, signal.SIGINT)
+    assert script.wait(10) == 75
+    with pytest.raises(ProcessLookupError):
+        os.killpg(script.pid, 0)
+    assert len(calls(stand_in)) == 1
+
+
+@pytest.mark.parametrize("shard", [["--shard", "1/2"], ["--shard=1/2"]], ids=["apart", "joined"])
+def test_a_share_that_is_asked_for_by_hand_is_not_reported(stand_in, tmp_path, shard):
+    done = run(GROWTH, "t", "o", *shard, command=stand_in, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [call.split()[0] for call in calls(stand_in)] == ["measure"]
+
+
+# Stands for a Python without this package: makes .venv with a copy of itself, installs by a touch.
+PYTHON = """#!/usr/bin/env bash
+echo "python $*" >> "$LOG"
+case "$*" in
+*venv*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+*pip*) touch .venv/bin/saturation && chmod +x .venv/bin/saturation ;;
+esac
+"""
+SBATCH = """#!/usr/bin/env bash
+echo "sbatch" >> "$LOG"
+echo 7
+"""
+
+
+def test_what_is_submitted_finds_an_environment_that_is_made_once(tmp_path: Path) -> None:
+    repository, programs, log = tmp_path / "copy", tmp_path / "bin", tmp_path / "log"
+    shutil.copytree(SCRIPTS, repository / "scripts")
+    for name in ("setup.cfg", "pyproject.toml"):
+        (repository / name).touch()
+    programs.mkdir()
+    for name, text in {"python3": PYTHON, "sbatch": SBATCH}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    arguments = ["--array=0-7", "--", "scripts/t5_norm_growth.sh", "t", "o"]
+    done = subprocess.run(
+        ["bash", "scripts/slurm/submit.sh", *arguments],
+        env={"PATH": f"{programs}:/usr/bin:/bin", "LOG": str(log)},
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "7 7\n", "what else is said goes to stderr"
+    called = [line.split()[0] for line in log.read_text().splitlines()]
+    assert called[-2:] == ["sbatch", "sbatch"]
+    assert (repository / ".venv" / "bin" / "saturation").exists()
 
 
 # Stands for gcloud: copies into, out of, and runs in the folders of two workers, one by one.

@@ -5,6 +5,8 @@
 # With --array the tasks share the work by --shard I/N; without, the tasks of one srun work together.
 # A task that is preempted or killed queues itself again and computes what is missing. The report starts
 # when all tasks have ended with 0, and is withdrawn if one fails; submitted again, only that one has work.
+# Where no saturation is installed it makes .venv first, here: tasks would get in each other's way, and nodes
+# that compute often have no network.
 set -euo pipefail
 folder=$(cd "$(dirname "$0")" && pwd)
 kind=distributed options=() shared=()
@@ -18,6 +20,8 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
 done
 [ $# -ge 4 ] || { sed -n '3,4s/^# *//p' "$0" >&2; exit 2; }
 shift
+. "$folder/../public_run.sh"
+find_saturation >&2
 job=$(sbatch --parsable "${options[@]}" "$folder/$kind.sbatch" "$@")
 report=$(sbatch --parsable ${shared[@]+"${shared[@]}"} --dependency="afterok:${job%;*}" --kill-on-invalid-dep=yes \
   "$folder/report.sbatch" "$1" "$3")
