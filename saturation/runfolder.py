@@ -30,21 +30,36 @@ class RunFolder:
 
     Args:
       path: a local folder, or a URL that fsspec knows (`gs://…`, `s3://…`, `memory://…`).
+
+    Raises:
+      ResultsError: the path is empty, or a URL of a kind that is not known or not installed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         self._remote: Any = None
+        if not self.path:
+            raise ResultsError("A run needs a folder or a URL, and its path is empty.")
         if "://" in self.path:
             import fsspec
 
-            self._remote, self._root = fsspec.core.url_to_fs(self.path)
+            from saturation.checkpoints.places import prepare_gcsfs
+
+            prepare_gcsfs()
+            try:
+                self._remote, self._root = fsspec.core.url_to_fs(self.path)
+            except (ImportError, ValueError) as error:
+                raise ResultsError(
+                    f"{self.path} cannot be reached: {error}. Install what it needs "
+                    "(pip install 'saturation-jax[gcs]' for gs://, [s3] for s3://), or give a "
+                    "local folder."
+                ) from error
 
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes, or None where there is no such file."""
         try:
             if self._remote is not None:
-                return self._remote.cat_file(f"{self._root}/{name}")
+                return _asked(lambda: self._remote.cat_file(f"{self._root}/{name}"))
             return (Path(self.path) / name).read_bytes()
         except FileNotFoundError:
             return None
@@ -59,13 +74,14 @@ class RunFolder:
         """
         try:
             if self._remote is not None:
-                self._remote.pipe_file(f"{self._root}/{name}", content)
+                _asked(lambda: self._remote.pipe_file(f"{self._root}/{name}", content))
             else:
                 write_whole(Path(self.path) / name, lambda file: file.write_bytes(content))
         except OSError as error:
+            remedy = "log in or wait" if self._remote is not None else "make room"
             raise ResultsError(
                 f"Cannot write {self.path}/{name}: {_reason(error)}. "
-                "What was written before is intact; make room, and run the same command again."
+                f"What was written before is intact; {remedy}, and run the same command again."
             ) from error
 
     def parts(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
@@ -79,13 +95,19 @@ class RunFolder:
         return {key: sorted(ranges) for key, ranges in found.items()}
 
     def list_parts(self) -> list[str]:
-        """Return the names of the files that may be parts."""
+        """Return the names of the files that may be parts.
+
+        Raises:
+          ResultsError: the place cannot be listed.
+        """
         if self._remote is not None:
             try:
                 self._remote.invalidate_cache()
-                names = self._remote.find(f"{self._root}/parts")
+                names = _asked(lambda: self._remote.find(f"{self._root}/parts"))
             except FileNotFoundError:
                 return []
+            except OSError as error:
+                raise ResultsError(f"Cannot list {self.path}: {_reason(error)}.") from error
             return [name[len(self._root) :].lstrip("/") for name in names]
         root = Path(self.path)
         return [path.relative_to(root).as_posix() for path in root.glob("parts/*/*.parquet")]
@@ -168,6 +190,20 @@ def write_text(path: str | os.PathLike[str], text: str, what: str) -> Path:
             f"Make room or choose another place for the {what}."
         ) from error
     return path
+
+
+def _asked(action: Callable[[], Any]) -> Any:
+    """Return what a place on a network answers; its library tries again what fails now and then.
+
+    Raises:
+      FileNotFoundError, OSError: whatever class the error has in that library.
+    """
+    from saturation.checkpoints.retry import retrying
+
+    try:
+        return retrying(action, attempts=1)
+    except ValueError as error:  # of a URL that can lead nowhere, such as a bucket of one letter
+        raise OSError(str(error)) from error
 
 
 def _reason(error: OSError) -> str:

@@ -147,11 +147,7 @@ class Bucket(Place):
 
         with self._lock:
             if self._system is None:
-                # Refused to nobody, it is asked for by name: no matter for a log on the screen.
-                logging.getLogger("gcsfs").addHandler(logging.NullHandler())
-                # On import, gcsfs would otherwise be set to ask first which kind a bucket is, which
-                # takes a right that readers of public buckets lack.
-                os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+                prepare_gcsfs()
                 # A shared instance would keep the listings and the endpoint of an earlier day.
                 self._system = fsspec.filesystem(
                     self._scheme,
@@ -160,6 +156,15 @@ class Bucket(Place):
                     **self._identities[0],
                 )
             return self._system
+
+
+def prepare_gcsfs() -> None:
+    """Keep gcsfs, before it is imported, from asking and saying more than is needed."""
+    # What it is refused becomes an error of ours, or is asked for by name: nothing for the screen.
+    logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+    # It would otherwise be set to ask first which kind a bucket is, which takes a right that
+    # readers of public buckets lack.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 def _below(name: str, root: str) -> str:

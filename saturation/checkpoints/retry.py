@@ -78,7 +78,8 @@ def retrying(
         if not _may_pass(trouble):
             raise trouble
         if attempt == attempts:
-            raise OSError(f"{trouble} ({attempts} attempts were made; try again later)")
+            made = f" ({attempts} attempts were made; try again later)" if attempts > 1 else ""
+            raise OSError(f"{trouble}{made}")
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1))
         wanted = min(getattr(trouble, "retry_after", 0.0), LONGEST_PAUSE)
         pause(max(wanted, longest * (1 - random.random() / 2)))
