@@ -57,6 +57,12 @@ def describe(folder: RunFolder) -> dict[str, Any]:
             f"{folder.path} holds no run: there is no run.json. "
             "Write one with `saturation measure TRAJECTORY --measures norms --out RUN`."
         )
+    refuse_other_versions(folder, described)
+    return described
+
+
+def refuse_other_versions(folder: RunFolder, described: Mapping[str, Any]) -> None:
+    """Raise `ResultsError` where another version wrote a `run.json` that this one cannot use."""
     lacking = [key for key in ("steps", "arrays", "bundles") if key not in described]
     if lacking:
         raise ResultsError(
@@ -70,7 +76,6 @@ def describe(folder: RunFolder) -> dict[str, Any]:
             f"does not measure; it has {', '.join(MEASURES)}. Read the run with the version that "
             "wrote it."
         )
-    return described
 
 
 def status(folder: RunFolder) -> Status:

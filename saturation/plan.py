@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import saturation
-from saturation.errors import MeasureError, ResultsError
+from saturation.description import bundles, refuse_other_arrays
+from saturation.errors import MeasureError
 from saturation.measures import find_measures
-from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure, WeightMeasure
-from saturation.parts import ACTIVATIONS, missing_positions
+from saturation.measures.base import ActivationMeasure, GroupMeasure, WeightMeasure
+from saturation.parts import ACTIVATIONS, missing_positions, refuse_other_versions
 from saturation.runfolder import RunFolder
 
 if TYPE_CHECKING:
-    from saturation.checkpoints.base import Checkpoint, Parameter
+    from saturation.checkpoints.base import Parameter
     from saturation.trajectory import Trajectory
-
 
 PART_BYTES = 2**30
 MINIMUM_PART_STEPS = 16
-BUNDLE_BYTES = 32 * 2**20
-BUNDLES_OF_WHOLE = 32
 
 
 @dataclass(frozen=True)
@@ -142,135 +137,6 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def identity(checkpoint: Checkpoint) -> str:
-    """Return a hash that identifies a checkpoint: its shapes and its smallest matrix's values."""
-    parameters = checkpoint.parameters
-    digest = hashlib.sha256()
-    for name, parameter in parameters.items():
-        digest.update(f"{name} {parameter.shape}\n".encode())
-    matrices = [name for name, parameter in parameters.items() if len(parameter.shape) > 1]
-    smallest = min(matrices or parameters, key=lambda name: (parameters[name].size, name))
-    digest.update(checkpoint.read(smallest).tobytes())
-    return digest.hexdigest()[:32]
-
-
-def describe_run(
-    trajectory: Trajectory, measures: Sequence[Measure], parameters: dict[str, Parameter]
-) -> dict[str, Any]:
-    """Return `run.json`: what is measured, of what, by which code, on which device."""
-    steps = trajectory.steps
-    return {
-        "trajectory": trajectory.path,
-        "format": trajectory[steps[0]].format,
-        "steps": list(steps),
-        "identity": {
-            str(step): identity(trajectory[step]) for step in sorted({steps[0], steps[-1]})
-        },
-        "measures": [measure.name for measure in measures],
-        "arrays": _describe_arrays(parameters),
-        "bundles": {key: list(names) for key, names in bundles(parameters).items()},
-        "environment": _environment(),
-    }
-
-
-def _environment() -> dict[str, str | int]:
-    import jax
-    import numpy as np
-
-    from saturation.measures.reduce import accumulation
-
-    device = jax.local_devices()[0]
-    return {
-        "saturation": saturation.__version__,
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "numpy": np.__version__,
-        "device": f"{device.device_kind} ({device.platform})",
-        "devices": jax.device_count(),
-        "processes": jax.process_count(),
-        "accumulation": accumulation(device.platform),
-    }
-
-
-def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -> dict[str, Any]:
-    """Write `run.json`, or extend the one that is there, and return it.
-
-    A run can be asked for more measures, and for more steps behind the ones it has.
-
-    Raises:
-      ResultsError: the folder holds the run of another trajectory, or of other steps or arrays.
-    """
-    found = folder.description()
-    if found is None:
-        folder.describe(asked)
-        return asked
-    _refuse_other_trajectory(folder, found, trajectory)
-    have, want = found["steps"], asked["steps"]
-    if have[: len(want)] != want and want[: len(have)] != have:
-        raise ResultsError(
-            f"{folder.path} was measured at steps {_span(have)}, which the selected {_span(want)} "
-            "do not continue; choose another --out, or the same --steps."
-        )
-    if list(found["arrays"]) != list(asked["arrays"]):
-        raise ResultsError(
-            f"{folder.path} was measured over {len(found['arrays'])} arrays, and this command asks "
-            f"for {len(asked['arrays'])}; choose another --out, or the same --common-arrays."
-        )
-    for key, what in (
-        ("activations", "tokens or settings"),
-        ("corpus", "common and distinct tokens"),
-    ):
-        if key in found and key in asked and found[key] != asked[key]:
-            raise ResultsError(
-                f"{folder.path} was measured on other {what} ({found[key]}) than this command's "
-                f"({asked[key]}); choose another --out, or the same ones."
-            )
-    joined = {
-        **asked,
-        **found,
-        "steps": max(have, want, key=len),
-        "identity": {**asked["identity"], **found["identity"]},
-        "measures": list(dict.fromkeys([*found["measures"], *asked["measures"]])),
-    }
-    if joined != found:
-        folder.describe(joined)
-    return joined
-
-
-def _refuse_other_trajectory(
-    folder: RunFolder, found: dict[str, Any], trajectory: Trajectory
-) -> None:
-    for step, expected in found["identity"].items():
-        if int(step) in trajectory.steps and identity(trajectory[int(step)]) != expected:
-            raise ResultsError(
-                f"{folder.path} holds the run of another trajectory, {found['trajectory']}: its "
-                f"checkpoint {step} is not the one in {trajectory.path}. Choose another --out."
-            )
-
-
-def _span(steps: Sequence[int]) -> str:
-    return f"{steps[0]} … {steps[-1]} ({len(steps)} of them)"
-
-
-def bundles(arrays: Mapping[str, Parameter]) -> dict[str, tuple[str, ...]]:
-    """Return the arrays that share a part on disk, {the first one's name: their names}.
-
-    A part costs a few milliseconds to write and more to fetch from a bucket, so that neighbours
-    share one up to 32 MB, or a 32nd of all there is: what one shard, or a kill, can have less of.
-    """
-    whole = sum(parameter.nbytes for parameter in arrays.values())
-    limit = min(BUNDLE_BYTES, whole // BUNDLES_OF_WHOLE)
-    found: list[list[str]] = []
-    room = -1
-    for name, parameter in arrays.items():
-        room -= parameter.nbytes
-        if room < 0:
-            found.append([])
-            room = limit - parameter.nbytes
-        found[-1].append(name)
-    return {names[0]: tuple(names) for names in found}
-
-
 def jobs(
     folder: RunFolder,
     steps: Sequence[int],
@@ -376,13 +242,19 @@ def planned_work(
 
     Raises:
       MeasureError: an unknown measure, or checkpoints that differ.
+      ResultsError: `out` holds the run of other steps or arrays.
     """
     parameters = shared_parameters(trajectory, common_arrays)
     asked, folder = find_measures(tuple(measures)), RunFolder(out)
     weights = [measure for measure in asked if isinstance(measure, WeightMeasure)]
     activated = [measure for measure in asked if isinstance(measure, ActivationMeasure)]
     grouped = [measure for measure in asked if isinstance(measure, GroupMeasure)]
-    bundled = (folder.description() or {}).get("bundles") or bundles(parameters)
+    bundled = bundles(parameters)
+    found = folder.description()
+    if found is not None:
+        refuse_other_versions(folder, found)
+        refuse_other_arrays(folder, found, trajectory.steps, parameters)
+        bundled = found["bundles"]
     todo, reused = jobs(folder, trajectory.steps, parameters, bundled, weights, shard)
     groups, reused_groups = group_jobs(folder, trajectory.steps, parameters, grouped, shard)
     steps, reused_steps = activation_steps(folder, trajectory.steps, activated, shard)
@@ -410,17 +282,6 @@ def bytes_to_read(todo: Sequence[Job], parameters: dict[str, Parameter]) -> int:
         * (job.stop - job.start + len(job.earlier))
         for job in todo
     )
-
-
-def _describe_arrays(parameters: dict[str, Parameter]) -> dict[str, Any]:
-    return {
-        name: {
-            "shape": list(parameter.shape),
-            "dtype": str(parameter.dtype),
-            "fan_in": parameter.fan_in,
-        }
-        for name, parameter in parameters.items()
-    }
 
 
 def assigned(nbytes: Mapping[str, int], shard: Shard) -> list[str]:

@@ -8,23 +8,18 @@ together group by group (`run_groups`), measures of activations checkpoint by ch
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saturation.errors import MeasureError
+from saturation.description import describe_run, join_run
+from saturation.errors import MeasureError, ResultsError
 from saturation.measures import find_measures
 from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure, WeightMeasure
-from saturation.plan import (
-    Shard,
-    activation_steps,
-    describe_run,
-    group_jobs,
-    jobs,
-    join_run,
-    shared_parameters,
-)
+from saturation.plan import Shard, activation_steps, group_jobs, jobs, shared_parameters
 from saturation.processes import SharedRunFolder, everywhere, refuse_difference
 from saturation.progress import Progress
 from saturation.run_activations import (
@@ -35,6 +30,7 @@ from saturation.run_activations import (
 from saturation.run_groups import measure_groups
 from saturation.run_weights import WeightStream
 from saturation.sharding import make_mesh
+from saturation.signals import interrupt_requested
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import Parameter
@@ -92,11 +88,12 @@ def measure(
       activations: the tokens that measures of activations are taken on, and how; by default those
         of `default_settings`: the text that ships with Python.
       progress: shows the bytes read.
-      stop: when set, the arrays or the step at hand are finished and written, and `Stopped` raised.
+      stop: when set, the arrays or the step at hand are finished and written, and `Stopped` raised;
+        by default an interrupt (Ctrl-C, a notebook's stop) does that.
 
     Raises:
       MeasureError: an unknown measure, checkpoints that differ, or no T5 where one must run.
-      ResultsError: `out` cannot be written, or holds another run.
+      ResultsError: `out` cannot be written, holds another run, or is a checkpoint's place.
       CheckpointFormatError: a checkpoint is damaged; what was written before is intact.
       Stopped: `stop` was set before everything was done.
     """
@@ -106,7 +103,8 @@ def measure(
     activated = [one for one in asked if isinstance(one, ActivationMeasure)]
     settings = (activations or default_settings(activated)) if activated else None
     folder, shard = SharedRunFolder(out), shard or Shard()
-    progress, stop = progress or Progress("", "B", quiet=True), stop or threading.Event()
+    progress = progress or Progress("", "B", quiet=True)
+    _refuse_out_of_checkpoint(out, trajectory)
     parameters, described = everywhere(lambda: _prepare(trajectory, asked, common_arrays, settings))
     refuse_difference(
         "checkpoints, tokens or settings",
@@ -123,14 +121,33 @@ def measure(
     progress.say(
         f"{computed} parts to compute, {reused} reused from an earlier run of {folder.path}"
     )
-    stream = WeightStream(trajectory, parameters, folder, progress, stop)
-    if todo:
-        stream.run(todo)
-    if groups:
-        measure_groups(trajectory, parameters, groups, folder, progress, stop)
-    if steps and settings is not None:
-        measure_activations(trajectory, steps, settings, folder, progress, stop)
+    with interrupt_requested() if stop is None else nullcontext(stop) as stop:
+        stream = WeightStream(trajectory, parameters, folder, progress, stop)
+        if todo:
+            stream.run(todo)
+        if groups:
+            measure_groups(trajectory, parameters, groups, folder, progress, stop)
+        if steps and settings is not None:
+            measure_activations(trajectory, steps, settings, folder, progress, stop)
+    # Another command may have written `run.json` when this one did, and known nothing of it.
+    join_run(folder, described, trajectory)
     return Outcome(computed, reused, tuple(sorted(stream.nonfinite)))
+
+
+def _refuse_out_of_checkpoint(out: str, trajectory: Trajectory) -> None:
+    """Raise where the run would lie in a checkpoint, or look like one that is damaged."""
+    place, root = (
+        path if "://" in path else os.path.realpath(os.path.expanduser(path))
+        for path in (os.fspath(out), trajectory.path)
+    )
+    if not place.startswith(f"{root.rstrip('/')}/"):
+        return
+    name = place[len(root.rstrip("/")) :].strip("/").split("/")[0]
+    if trajectory.is_checkpoint_name(name):
+        raise ResultsError(
+            f"{out} lies in {trajectory.path} under {name}, the name of a checkpoint; choose "
+            "another --out, best one outside the trajectory."
+        )
 
 
 def _prepare(

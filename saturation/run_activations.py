@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import numpy as np
 
 from saturation.batches import BUILTIN, TokenBatch, read_corpus_tokens, read_tokens
 from saturation.checkpoints.parallel import AT_ONCE, each
-from saturation.errors import Stopped
+from saturation.errors import MeasureError, Stopped
 from saturation.measures.base import COMBINE, ActivationMeasure, without_stars
 from saturation.measures.cooccurrence import key_kinds
 from saturation.measures.reduce import accumulation, enable_x64
@@ -68,6 +69,10 @@ class ActivationSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limits", checked_limits(self.limits))
+        if not 0 < self.scale < math.inf:
+            raise MeasureError(
+                f"The scale c of f(x; cθ) is a positive number, such as 1000; found {self.scale}."
+            )
 
     def describe(self) -> dict[str, Any]:
         """Return what `run.json` records, by which runs and steps are comparable."""

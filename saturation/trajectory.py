@@ -89,6 +89,12 @@ class Trajectory:
         known = tuple((name, digest) for name, digest in pairs if digest is not None)
         return known if known and len(known) == len(pairs) else None
 
+    def is_checkpoint_name(self, name: str) -> bool:
+        """Whether a folder of this name, beside the checkpoints, would be taken for one."""
+        family, step = _numbers(name)
+        names = (os.path.basename(folder.path.rstrip("/")) for folder in self._folders.values())
+        return step is not None and any(_numbers(other)[0] == family for other in names)
+
     def select(self, steps: str | Sequence[int] | None) -> Trajectory:
         """Return the trajectory of only some steps.
 

@@ -28,7 +28,7 @@ FLOW = (
     ("training",),
     ("batches",),
     ("parts",),
-    ("results", "growth", "stream"),
+    ("results", "growth", "stream", "description"),
     ("plan",),
     ("processes",),
     ("sharding",),

@@ -90,6 +90,39 @@ def test_sigterm_finishes_the_array_at_hand_and_exits_75(tmp_path: Path) -> None
     assert reused(log) == [0, before]
 
 
+INTERRUPTED = """
+import sys
+import saturation
+from saturation.errors import Stopped
+
+print("begun", flush=True)
+try:
+    saturation.measure(saturation.open_trajectory(sys.argv[1]), ["norms"], sys.argv[2])
+except Stopped as error:
+    print(error)
+"""
+
+
+def test_an_interrupt_in_python_writes_what_is_at_hand_and_begins_nothing_else(
+    tmp_path: Path,
+) -> None:
+    """As a notebook's stop does."""
+    trajectory, out = many_steps(tmp_path / "t", 3, 240, vocab=2000), tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, trajectory, out], stdout=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not parts(out):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate()
+    assert process.returncode == 0
+    assert f"Stopped by a signal. What was finished is in {out}; run the same command" in said
+    before = parts(out)
+    outcome = saturation.measure(saturation.open_trajectory(trajectory), ["norms"], str(out))
+    assert outcome.reused == before
+    assert outcome.computed > 0
+
+
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_of_a_minute_long_run(tmp_path: Path) -> None:
     """Issue 2's acceptance 4: T5-small's shapes, 4 checkpoints on disk linked to 320 steps."""

@@ -16,6 +16,7 @@ from made_trajectory import canonical, t5_arrays, write_trajectory
 import saturation
 from saturation import plan, run, run_weights, stream
 from saturation.checkpoints.base import Parameter
+from saturation.description import bundles
 from saturation.errors import MeasureError, ResultsError, Stopped
 from saturation.parts import status
 from saturation.plan import Shard, assigned
@@ -202,7 +203,7 @@ def test_shards_split_the_work_and_balance_it() -> None:
 def test_bundles_hold_each_array_once_and_none_more_than_a_32nd() -> None:
     arrays = {f"a{i}": Parameter((1 + i % 7, 3), np.dtype("float32")) for i in range(300)}
     arrays["large"] = Parameter((1000, 3), np.dtype("float32"))
-    bundled = plan.bundles(arrays)
+    bundled = bundles(arrays)
     assert list(itertools.chain(*bundled.values())) == list(arrays)
     assert all(key == names[0] for key, names in bundled.items())
     whole = sum(parameter.nbytes for parameter in arrays.values())

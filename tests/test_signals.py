@@ -6,7 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
+import pytest
+
+from saturation import signals
 from saturation.signals import stop_requested
 
 
@@ -36,3 +40,16 @@ def test_asked_again_later_the_process_ends_at_once():
     )
     assert ended.returncode == -signal.SIGTERM
     assert ended.stdout == "on\n"
+
+
+def test_an_interrupt_of_a_process_that_is_not_ours_never_ends_it(monkeypatch):
+    monkeypatch.setattr(signals, "_SAME_REQUEST_SECONDS", 0.0)
+    previous = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with signals.interrupt_requested() as stop:
+        assert signal.getsignal(signal.SIGTERM) is previous[1], "SIGTERM is left alone"
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.wait(1)
+        time.sleep(0.01)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == previous

@@ -1,0 +1,191 @@
+"""What `run.json` says of a run, and whether a command may add to a run that is there."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import saturation
+from saturation.errors import ResultsError
+from saturation.measures.base import Measure
+from saturation.parts import refuse_other_versions
+from saturation.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from saturation.checkpoints.base import Checkpoint, Parameter
+    from saturation.trajectory import Trajectory
+
+BUNDLE_BYTES = 32 * 2**20
+BUNDLES_OF_WHOLE = 32
+
+
+def identity(checkpoint: Checkpoint) -> str:
+    """Return a hash that identifies a checkpoint: its shapes and its smallest matrix's values."""
+    parameters = checkpoint.parameters
+    digest = hashlib.sha256()
+    for name, parameter in parameters.items():
+        digest.update(f"{name} {parameter.shape}\n".encode())
+    matrices = [name for name, parameter in parameters.items() if len(parameter.shape) > 1]
+    smallest = min(matrices or parameters, key=lambda name: (parameters[name].size, name))
+    digest.update(checkpoint.read(smallest).tobytes())
+    return digest.hexdigest()[:32]
+
+
+def describe_run(
+    trajectory: Trajectory, measures: Sequence[Measure], parameters: dict[str, Parameter]
+) -> dict[str, Any]:
+    """Return `run.json`: what is measured, of what, by which code, on which device."""
+    steps = trajectory.steps
+    return {
+        "trajectory": trajectory.path,
+        "format": trajectory[steps[0]].format,
+        "steps": list(steps),
+        "identity": {
+            str(step): identity(trajectory[step]) for step in sorted({steps[0], steps[-1]})
+        },
+        "measures": [measure.name for measure in measures],
+        "arrays": _describe_arrays(parameters),
+        "bundles": {key: list(names) for key, names in bundles(parameters).items()},
+        "environment": _environment(),
+    }
+
+
+def _environment() -> dict[str, str | int]:
+    import jax
+    import numpy as np
+
+    from saturation.measures.reduce import accumulation
+
+    device = jax.local_devices()[0]
+    return {
+        "saturation": saturation.__version__,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "numpy": np.__version__,
+        "device": f"{device.device_kind} ({device.platform})",
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "accumulation": accumulation(device.platform),
+    }
+
+
+def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -> dict[str, Any]:
+    """Write `run.json`, or extend the one that is there, and return it.
+
+    A run can be asked for more measures, and for more steps behind the ones it has.
+
+    Raises:
+      ResultsError: the folder holds the run of another trajectory, or of other steps or arrays.
+    """
+    found = folder.description()
+    if found is None:
+        folder.describe(asked)
+        return asked
+    refuse_other_versions(folder, found)
+    _refuse_other_trajectory(folder, found, trajectory)
+    refuse_other_arrays(folder, found, asked["steps"], asked["arrays"])
+    for key, what in (
+        ("activations", "tokens or settings"),
+        ("corpus", "common and distinct tokens"),
+    ):
+        if key in found and key in asked:
+            _refuse_other_settings(folder, what, found[key], asked[key])
+    joined = {
+        **asked,
+        **found,
+        "steps": max(found["steps"], asked["steps"], key=len),
+        "identity": {**asked["identity"], **found["identity"]},
+        "measures": list(dict.fromkeys([*found["measures"], *asked["measures"]])),
+    }
+    if joined != found:
+        folder.describe(joined)
+    return joined
+
+
+def _refuse_other_trajectory(
+    folder: RunFolder, found: dict[str, Any], trajectory: Trajectory
+) -> None:
+    for step, expected in found.get("identity", {}).items():
+        if int(step) in trajectory.steps and identity(trajectory[int(step)]) != expected:
+            raise ResultsError(
+                f"{folder.path} holds the run of another trajectory, {found['trajectory']}: its "
+                f"checkpoint {step} is not the one in {trajectory.path}. Choose another --out."
+            )
+
+
+def refuse_other_arrays(
+    folder: RunFolder, found: dict[str, Any], steps: Sequence[int], arrays: Mapping[str, Any]
+) -> None:
+    """Raise `ResultsError` where a run is of other arrays, or of steps that these do not go on."""
+    have, want = found["steps"], list(steps)
+    if have[: len(want)] != want and want[: len(have)] != have:
+        raise ResultsError(
+            f"{folder.path} was measured at steps {_span(have)}, which the selected {_span(want)} "
+            "do not continue; choose another --out, or the same --steps."
+        )
+    if list(found["arrays"]) != list(arrays):
+        raise ResultsError(
+            f"{folder.path} was measured over {len(found['arrays'])} arrays, and this command asks "
+            f"for {len(arrays)}; choose another --out, or the same --common-arrays."
+        )
+
+
+def _refuse_other_settings(
+    folder: RunFolder, what: str, found: Mapping[str, Any], asked: Mapping[str, Any]
+) -> None:
+    """Raise where numbers would differ; the same tokens may come from a file of another name."""
+    have, want = _flat(found), _flat(asked)
+    differ = [
+        f"{key} {have.get(key, 'unknown')} there, {want.get(key, 'unknown')} here"
+        for key in {**have, **want}
+        if have.get(key) != want.get(key)
+    ]
+    if any(not text.startswith("source ") for text in differ):
+        raise ResultsError(
+            f"{folder.path} was measured on other {what} than this command's: {'; '.join(differ)}. "
+            "Choose another --out, or the same ones."
+        )
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without levels, and hashes as short as a sentence takes."""
+    found: dict[str, Any] = {}
+    for key, said in settings.items():
+        found |= _flat(said) if isinstance(said, Mapping) else {key: said}
+    return {key: said[:12] if key == "sha256" else said for key, said in found.items()}
+
+
+def _span(steps: Sequence[int]) -> str:
+    return f"{steps[0]} … {steps[-1]} ({len(steps)} of them)"
+
+
+def bundles(arrays: Mapping[str, Parameter]) -> dict[str, tuple[str, ...]]:
+    """Return the arrays that share a part on disk, {the first one's name: their names}.
+
+    A part costs a few milliseconds to write and more to fetch from a bucket, so that neighbours
+    share one up to 32 MB, or a 32nd of all there is: what one shard, or a kill, can have less of.
+    """
+    whole = sum(parameter.nbytes for parameter in arrays.values())
+    limit = min(BUNDLE_BYTES, whole // BUNDLES_OF_WHOLE)
+    found: list[list[str]] = []
+    room = -1
+    for name, parameter in arrays.items():
+        room -= parameter.nbytes
+        if room < 0:
+            found.append([])
+            room = limit - parameter.nbytes
+        found[-1].append(name)
+    return {names[0]: tuple(names) for names in found}
+
+
+def _describe_arrays(parameters: dict[str, Parameter]) -> dict[str, Any]:
+    return {
+        name: {
+            "shape": list(parameter.shape),
+            "dtype": str(parameter.dtype),
+            "fan_in": parameter.fan_in,
+        }
+        for name, parameter in parameters.items()
+    }
