@@ -184,9 +184,10 @@ def test_a_model_that_is_not_understood_is_refused(without, text):
         attention_arrays(shapes)
 
 
-def test_broken_weights_are_reported_and_not_averaged_away():
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_broken_weights_are_reported_and_not_averaged_away(broken):
     value, out, scale = attention(8, 2, 3)
-    value[0, 0] = np.nan
+    value[0, 0] = broken
     scopes = observe("a", {"value": value, "out": out, "scale": scale}, SHAPES)
     columns = {
         scope: SPECTRUM.metrics({k: np.array([v]) for k, v in found.items() if np.ndim(v) == 0})

@@ -106,8 +106,9 @@ def observe(
     per_head: dict[str, np.ndarray] = {}
     for suffix, g in (("", scale), (UNSCALED, ones)):
         left, right = split_heads(value, out, g, _count_heads(shapes))
-        found = nonzero_eigenvalues(left, right)
-        described = describe(found) | {"asymmetry": asymmetry(left, right)}
+        with np.errstate(invalid="ignore"):  # of infinite weights, which are reported as NaN
+            found = nonzero_eigenvalues(left, right)
+            described = describe(found) | {"asymmetry": asymmetry(left, right)}
         described |= {"real": np.real(found), "imaginary": np.imag(found)}
         per_head |= {f"{name}{suffix}": values for name, values in described.items()}
     nothing = dict.fromkeys(STATISTICS, np.nan) | {name: np.empty(0) for name in VECTORS}
