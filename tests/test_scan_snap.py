@@ -351,12 +351,12 @@ def test_figure_4_is_written_with_its_table(tmp_path: Path) -> None:
 
 
 def test_the_command_writes_figure_6_in_the_published_columns(tmp_path: Path) -> None:
-    arguments = ["scan-snap", "--figure", "6", "--last-tokens", "1", "--seeds", "1"]
+    arguments = ["scan-snap", "--figure", "6", "--last-tokens", "1,1", "--seeds", "1"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "new")])
     assert result.exit_code == 0, result.output
     lines = (tmp_path / "new" / "figure6.csv").read_text().splitlines()
     assert lines[0] == "last_tokens,eta_z,eta_y_over_eta_z,entropy_mean,entropy_std,seeds"
-    assert len(lines) == 17
+    assert len(lines) == 17, "a number of last tokens that is named twice is done once"
     assert lines[1].startswith("1,0.5,1,")
     assert lines[1].endswith(",nan,1")  # one seed has no standard deviation
 

@@ -34,7 +34,7 @@ def figure_6(
     """Entropy of the attention on distinct tokens after training, by learning rates.
 
     Args:
-        last_tokens: numbers of last tokens, two classes to each.
+        last_tokens: numbers of last tokens, two classes to each; one named twice is done once.
         seeds: trainings of each pair of learning rates.
         seed: from which all of them follow.
         progress: told of every sweep.
@@ -45,6 +45,7 @@ def figure_6(
     """
     pairs = [(rate, ratio) for rate in RATES_Z for ratio in RATIOS]
     rates = [(rate * ratio, rate) for rate, ratio in pairs]
+    last_tokens = tuple(dict.fromkeys(last_tokens))
     progress = progress or Progress("", "trainings", quiet=True)
     progress.start(len(last_tokens) * len(pairs) * seeds)
     rows: Rows = []
