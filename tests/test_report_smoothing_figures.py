@@ -11,7 +11,7 @@ from saturation.report.figures import build_figures, missing_figures
 from saturation.report.series import RunTable
 from saturation.report.smoothing_figures import shown_steps
 from saturation.report.smoothing_text import depth, holds_from, smoothing_table
-from saturation.report.spectrum_figures import effective, shown_layers
+from saturation.report.spectrum_figures import effective, scaled_by, shown_layers, window
 from saturation.report.summary import summarize
 
 STEPS = (0, 10, 20, 40, 80)
@@ -131,6 +131,8 @@ def test_from_which_layer_on_the_forecast_holds():
     other.loc[other["metric"] == "forecast_agrees", "value"] = 0.1
     assert holds_from(RunTable("run", other), "decoder", 80) is None
     assert "does not hold up to the last layer" in "\n".join(smoothing_table(RunTable("r", other)))
+    unclear = RunTable("r", other[other["metric"] != "forecast_agrees"])
+    assert smoothing_table(unclear)[-1] == "In the decoder no layer has a clear forecast."
 
 
 def test_eigenvalues_are_divided_by_the_root_mean_square_of_the_layers_input():
@@ -145,6 +147,27 @@ def test_eigenvalues_are_divided_by_the_root_mean_square_of_the_layers_input():
                             "encoder", 1, 40)  # fmt: skip
     assert not known
     np.testing.assert_allclose(bare, expected)
+
+
+def test_a_plane_says_what_it_divides_by_and_what_lies_outside():
+    assert scaled_by([True, True]) == "λ/rms"
+    assert scaled_by([True, False]) == "λ (/rms where measured)"
+    assert scaled_by([False]) == "λ (rms not measured)"
+    corner = np.concatenate([np.full(99, 2.3 - 2.3j), [5 - 1j]])
+    assert window(corner) == (pytest.approx(2.415), 1), "a square shows its corners"
+    assert window(np.array([np.nan + 0j])) == (2.4, 0)
+
+
+def test_steps_at_which_some_were_not_divided_are_said_and_zeros_can_be_drawn():
+    partly = table()
+    partly = partly[(partly["metric"] != "token_rms") | (partly["step"] == 80)]
+    partly.loc[partly["metric"].isin(["spectral_radius", "hfc_lfc"]), "value"] = 0.0
+    drawn = build_figures({"run": partly}, {}, {"run": eigenvalues()})
+    [axes] = panels(drawn["spectrum"], "encoder layer 0")
+    assert axes.get_xlabel() == "Re λ (/rms where measured)"
+    assert [axes.get_yscale() for axes in panels(drawn["spectrum"], "max |λ|")] == ["linear"]
+    for figure in drawn.values():
+        figure.draw_without_rendering()
 
 
 def test_every_shown_layer_has_its_plane_with_three_regions_and_every_eigenvalue(figures):

@@ -41,9 +41,13 @@ def write_figure(rows: Sequence[Mapping[str, Any]], panels: Panels, folder: Path
         ):
             axes.set_ylabel(label)
         grid[1, 0].set_ylim(0, None)
-        grid[0, 0].legend(loc="lower right", fontsize=8)
-        grid[2, 0].legend(loc="lower left", fontsize=8)
-        title(figure, "One spectrum decides: tokens become equal or part, in rank one either way")
+        grid[0, 0].legend(loc="center right", fontsize=8)
+        grid[2, 0].legend(loc="upper right", fontsize=8)
+        title(
+            figure,
+            "X′ = X + A X H: spectra decide whether tokens become equal or part, in rank one "
+            "either way",
+        )
         return save_figure(figure, folder, "oversmoothing")
 
 

@@ -39,7 +39,7 @@ def write_figure_6(rows: Sequence[Row], folder: Path) -> list[Path]:
             _draw_entropy(axes, [row for row in rows if row["last_tokens"] == number])
             axes.set_title(f"{number} last token{'s' if number > 1 else ''}", color=GREY)
         panels[0].set_ylabel("entropy on distinct tokens (nats)")
-        panels[-1].legend(title=ETA_Z, loc="lower right")
+        panels[-1].legend(title=f"rate of Z, {ETA_Z}", loc="lower right")
         title(
             figure, "How sparse attention becomes: low entropy is few tokens (mean ± sd of seeds)"
         )
@@ -63,7 +63,7 @@ def _draw_entropy(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xticks(ratios)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel(f"{ETA_Y} / {ETA_Z}")
+    axes.set_xlabel(f"learning rate of Y/of Z, {ETA_Y}/{ETA_Z}")
 
 
 def write_figure_4(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -125,7 +125,7 @@ def write_figure_3(rows: Sequence[Row], folder: Path) -> list[Path]:
         grid[1, 0].set_ylabel("1 − p(next token)")
         grid[0, 0].set_ylim(0.8, 12 * max(row["chi_upper"] for row in rows))  # room for the legend
         of = rows[0]
-        sizes = f"K = {of['classes']}, M = {of['size']}, {ETA_Z} = {of['eta_z']:g}"
+        sizes = f"{of['classes']} classes, {of['size']} tokens, {ETA_Z} = {of['eta_z']:g}"
         grid[0, 0].legend(
             loc="upper left", title=sizes, frameon=True, framealpha=1, edgecolor="none"
         )

@@ -45,18 +45,22 @@ def holds_from(run: RunTable, stack: str, step: int) -> int | None:
     A layer's forecast holds where it agrees in more than half of the sequences; layers without a
     clear forecast are passed over. None where the last that has one does not agree, or none has.
     """
-    by_layer = depth(run, stack, "forecast_agrees")
-    agrees = [
-        (int(layer.rpartition("_")[2]), at[step] > 0.5)
-        for layer, at in by_layer.items()
-        if step in at
-    ]
     first = None
-    for layer, agreed in reversed(agrees):
+    for layer, agreed in reversed(_agreements(run, stack, step)):
         if not agreed:
             break
         first = layer
     return first
+
+
+def _agreements(run: RunTable, stack: str, step: int) -> list[tuple[int, bool]]:
+    """Return the layers with a clear forecast, by depth, and whether it agrees."""
+    by_layer = depth(run, stack, "forecast_agrees")
+    return [
+        (int(layer.rpartition("_")[2]), at[step] > 0.5)
+        for layer, at in by_layer.items()
+        if step in at
+    ]
 
 
 def smoothing_table(run: RunTable) -> list[str]:
@@ -79,6 +83,8 @@ def smoothing_table(run: RunTable) -> list[str]:
 
 def say_holds(run: RunTable, stack: str, step: int) -> str:
     """Return the sentence on from which layer on the forecast holds."""
+    if not _agreements(run, stack, step):
+        return f"In the {stack} no layer has a clear forecast."
     first = holds_from(run, stack, step)
     if first is None:
         return f"In the {stack} the forecast does not hold up to the last layer."

@@ -17,6 +17,7 @@ from saturation.report.spectrum_figures import (
     effective,
     eigenvalue_rows,
     layers_of,
+    scaled_by,
     window,
 )
 from saturation.report.style import GREY
@@ -29,6 +30,7 @@ ROWS = (  # metric, title, what is shown, what more to say, limits, colours
      "share with Re λ in [−1, 0)", "If the stream's root mean square were 1.",
      (0.0, 1.0), "Viridis"),
     ("sharpens_below", "Which attention makes a head sharpen", "the threshold of λ^A_min",
+     "If the stream's root mean square were 1. "
      "−1, red: the head makes tokens alike under any attention; 1, blue: it sharpens under any.",
      (-1.0, 1.0), "RdBu"),
 )  # fmt: skip
@@ -63,10 +65,7 @@ def plane_chart(run: RunTable, stack: str, layers: list[int]) -> tuple[go.Figure
     depth = np.repeat(layers, [len(one) for one, _ in found])
     shown = thinned(values)
     divided = [known for one, known in found if len(one)]
-    unit = "λ/rms of the layer's input" if all(divided) else "λ (rms not measured)"
-    if any(divided) and not all(divided):
-        unit = "λ, /rms of the layer's input where measured"
-    reach, _ = window(values)
+    reach, outside = window(values)
     chart = _regions(reach, float(max(reach, 1.1 * np.abs(values).max(initial=0))))
     chart.add_scatter(
         x=numbers(np.real(values[shown])),
@@ -88,8 +87,7 @@ def plane_chart(run: RunTable, stack: str, layers: list[int]) -> tuple[go.Figure
         },
         hovertemplate="%{x:.4g} + %{y:.4g}i, layer %{customdata}<extra></extra>",
     )
-    outside = int((np.maximum(np.abs(np.real(values)), np.abs(np.imag(values))) > reach).sum())
-    says = f"Step {step:,}; {unit}; {len(values):,} eigenvalues"
+    says = f"Step {step:,}; {scaled_by(divided)} of the layer's input; {len(values):,} eigenvalues"
     if len(shown) < len(values):
         says += f", {len(shown):,} of them drawn"
     if outside:

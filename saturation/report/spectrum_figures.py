@@ -41,7 +41,7 @@ TRENDS = {
     "fraction_negative": "share of λ with Re λ < 0",
     "spectral_radius": "max |λ|, median of heads",
     "asymmetry": "asymmetry: 0 symmetric, 1 skew",
-    "sharpens_below": "parts tokens if λ^A_min < this",
+    "sharpens_below": "parts if attention's min λ < this",
 }
 
 
@@ -60,6 +60,7 @@ def draw_spectrum(parent: Figure | SubFigure, run: RunTable) -> None:
     for axes in panels[:, 0]:
         axes.set_ylabel("Im", fontsize=8)
     _legend(planes, run)
+    trends.suptitle("Through training, λ as the weights have it (rms = 1)", fontsize=10)
     for axes, (metric, label) in zip(trends.subplots(1, len(TRENDS)), TRENDS.items(), strict=True):
         _trend(axes, run, metric)
         axes.set_title(label, fontsize=9)
@@ -110,10 +111,18 @@ def effective(
 
 
 def window(values: Complex128[np.ndarray, " eigenvalues"]) -> tuple[float, int]:
-    """Return how far from 0 a plane must reach to show nearly all, and how many lie outside."""
-    size = np.abs(values)
-    reach = max(2.4, 1.05 * float(np.nanquantile(size, 0.98))) if len(size) else 2.4
+    """Return how far from 0 a square must reach to show nearly all, and how many lie outside."""
+    size = np.maximum(np.abs(np.real(values)), np.abs(np.imag(values)))
+    size = size[np.isfinite(size)]
+    reach = max(2.4, 1.05 * float(np.quantile(size, 0.98))) if len(size) else 2.4
     return reach, int((size > reach).sum())
+
+
+def scaled_by(divided: Sequence[bool]) -> str:
+    """Return what eigenvalues are, some of which `effective` divided by the rms and some not."""
+    if all(divided):
+        return "λ/rms"
+    return "λ (/rms where measured)" if any(divided) else "λ (rms not measured)"
 
 
 def _checkpoints(run: RunTable) -> list[int]:
@@ -127,10 +136,10 @@ def _evenly(items: Sequence[int], most: int) -> list[int]:
 
 
 def _plane(axes: Axes, run: RunTable, stack: str, layer: int) -> None:
-    looks = zip(_checkpoints(run), _colours(run), strict=True)
-    everything, divided = [], False
-    for step, colour in looks:
-        values, divided = effective(run, stack, layer, step)
+    everything, divided = [], []
+    for step, colour in zip(_checkpoints(run), _colours(run), strict=True):
+        values, known = effective(run, stack, layer, step)
+        divided.append(known)
         axes.scatter(
             np.real(values), np.imag(values), s=9, color=colour, alpha=0.65, lw=0, zorder=3
         )
@@ -148,7 +157,7 @@ def _plane(axes: Axes, run: RunTable, stack: str, layer: int) -> None:
     axes.tick_params(labelsize=8)
     more = f", {outside} λ outside" if outside else ""
     axes.set_title(f"{stack} layer {layer}{more}", fontsize=9)
-    axes.set_xlabel("Re λ/rms" if divided else "Re λ (rms not measured)", fontsize=8)
+    axes.set_xlabel(f"Re {scaled_by(divided)}", fontsize=8)
 
 
 def _colours(run: RunTable) -> list[str]:

@@ -91,7 +91,12 @@ def step_axis(axes: Axes, steps: Int[np.ndarray, " points"], logarithmic: bool =
 
 
 def log_values(axes: Axes) -> None:
-    """Make the axis of values logarithmic, with ticks that can be read however little it spans."""
+    """Make the axis of values logarithmic, with ticks that can be read however little it spans.
+
+    Not where no value is above 0.
+    """
+    if not any(np.any(np.asarray(line.get_ydata(), float) > 0) for line in axes.get_lines()):
+        return
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_minor_locator(NullLocator())
