@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from saturation.parts import describe
 from saturation.progress import Progress
 from saturation.results import load_results, load_vectors
-from saturation.runfolder import RunFolder
+from saturation.runfolder import RunFolder, refuse_url
 from saturation.signals import stop_requested
 
 if TYPE_CHECKING:
@@ -60,10 +60,12 @@ def report(
       The paths written.
 
     Raises:
-      ResultsError: a run is missing or incomplete, or a path cannot be written.
+      ResultsError: a run is missing or incomplete, or a path is a URL or cannot be written.
     """
     from saturation.report import fit_tables, write_figures, write_page, write_summary
 
+    for path, what in ((page, "page"), (figures, "folder of figures")):
+        refuse_url(path or "", what)
     names = short_names(runs)
     tables = {names[run]: load_results(run, partial=partial) for run in runs}
     fits = fit_tables(tables)

@@ -175,6 +175,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_url(path: str | os.PathLike[str], what: str) -> None:
+    """Raise `ResultsError` where something goes to local disks alone and `path` is a URL.
+
+    As a path, a URL would make a folder called `gs:` here, with what was meant for a bucket in it.
+    """
+    if "://" in os.fspath(path):
+        raise ResultsError(f"{path}: the {what} is written to a local disk; give a path here.")
+
+
 def write_text(path: str | os.PathLike[str], text: str, what: str) -> Path:
     """Write a text as UTF-8 by `write_whole` and return its path; `what` names it in the error.
 

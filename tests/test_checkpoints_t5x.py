@@ -27,7 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import saturation
-from saturation.checkpoints import open_checkpoint
+from saturation.checkpoints import open_checkpoint, zarr
 from saturation.checkpoints.zarr import decompress
 from saturation.errors import CheckpointFormatError, SaturationError
 
@@ -188,14 +188,19 @@ def test_truncated_chunk(tmp_path, arrays):
 
 
 @pytest.mark.parametrize("compressor", ["gzip", "zlib"])
-def test_a_chunk_that_lost_its_checksum_is_not_taken_for_whole(compressor):
+@pytest.mark.parametrize("installed", [True, False], ids=["deflate", "zlib alone"])
+def test_a_chunk_that_lost_its_checksum_is_not_taken_for_whole(compressor, installed, monkeypatch):
     """All its values may be there; whether they are the right ones nothing says any more."""
+    if not installed:
+        monkeypatch.setattr(zarr, "gzip_decompress", None)
     values = np.arange(1000, dtype=np.float32).tobytes()
     packed = gzip.compress(values) if compressor == "gzip" else zlib.compress(values)
     assert bytes(decompress("chunk", compressor, packed, len(values))) == values
-    for lost in range(1, 5):
+    damaged = bytearray(packed)
+    damaged[-6 if compressor == "gzip" else -2] ^= 1
+    for chunk in (*(packed[:-lost] for lost in range(1, 5)), bytes(damaged)):
         with pytest.raises(CheckpointFormatError, match="chunk is truncated or damaged: "):
-            decompress("chunk", compressor, packed[:-lost], len(values))
+            decompress("chunk", compressor, chunk, len(values))
 
 
 def test_truncated_plain_chunk(tmp_path, arrays):

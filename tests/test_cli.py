@@ -151,6 +151,22 @@ def test_a_failure_is_one_sentence_and_exit_1(call, arguments: tuple[str, ...], 
         call("--debug", *arguments)
 
 
+def test_what_is_written_to_local_disks_is_not_given_a_url(
+    call, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (
+        ("report", run_folder, "--out", "gs://bucket/page.html"),
+        ("report", run_folder, "--figures", "gs://bucket/figures"),
+        ("export", run_folder, "--format", "csv", "--out", "gs://bucket/table.csv"),
+    ):
+        failed = call(*arguments)
+        assert failed.code == 1
+        assert f"{arguments[-1]}: the " in failed.err
+        assert "is written to a local disk; give a path here" in failed.err
+    assert not list(tmp_path.iterdir()), "no folder called gs:"
+
+
 def test_wrong_usage_is_exit_2(call, trajectory: Path) -> None:
     assert call("fit").code == 2
     assert call("measure", trajectory).code == 2

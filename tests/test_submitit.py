@@ -12,6 +12,7 @@ import pytest
 from made_trajectory import write_trajectory
 
 import saturation
+from saturation import cli
 
 submitit = pytest.importorskip("submitit", reason="the extra `cluster` is not installed")
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm" / "submit.py"
@@ -34,6 +35,22 @@ def test_shards_make_one_run_and_a_preempted_one_is_queued_as_it_is(tmp_path):
     assert shards[1].checkpoint().function is shards[1]
     saturation.measure(saturation.open_trajectory(trajectory), ["norms"], str(whole))
     pd.testing.assert_frame_equal(saturation.load_results(out), saturation.load_results(whole))
+
+
+def test_what_scan_counts_in_is_what_the_command_line_counts_in(tmp_path, monkeypatch, capsys):
+    """Else neither could go on with the other's run: all of the text, not the sequences it runs."""
+    trajectory, tokens = write_trajectory(tmp_path / "t", (0,)), tmp_path / "tokens.jsonl"
+    tokens.write_text("".join(f"[{1 + row % 9}, 2, 3]\n" for row in range(40)))
+    shard = script().MeasureShard(
+        str(trajectory), str(tmp_path / "run"), ("scan",), 0, 1, tokens=str(tokens)
+    )
+    assert shard()["computed"] == 1
+    command = ["measure", trajectory, "--measures", "scan", "--tokens", tokens, "--json"]
+    monkeypatch.setattr(sys, "argv", list(map(str, ["s", *command, "--out", tmp_path / "run"])))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert '"computed": 0' in capsys.readouterr().out
 
 
 @pytest.mark.slow

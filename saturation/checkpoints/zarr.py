@@ -14,13 +14,17 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-import deflate
 import numpy as np
 
 from saturation.checkpoints import blosc
 from saturation.checkpoints.base import DTYPES, Box, DiskArray, box_shape
 from saturation.checkpoints.json_cost import refuse_heavy_json
 from saturation.errors import CheckpointFormatError
+
+try:
+    from deflate import DeflateError, gzip_decompress
+except ImportError:  # a platform that it has no wheel for: zlib does the same at half the speed
+    DeflateError, gzip_decompress = zlib.error, None
 
 DESCRIPTION = ".zarray"
 
@@ -167,16 +171,17 @@ def _inflate(where: str, compressor: str, data: bytes, size: int) -> bytes | mem
 
             # Fills one buffer of the size that is due, and refuses whatever has another.
             return memoryview(pa.Codec("zstd").decompress(data, decompressed_size=size))
-        if data[:2] == _GZIP and int.from_bytes(data[-4:], "little") == size % 2**32:
+        known = data[:2] == _GZIP and int.from_bytes(data[-4:], "little") == size % 2**32
+        if known and gzip_decompress is not None:
             # Twice as fast as zlib. The data says its size, which is verified with its checksum.
-            return memoryview(deflate.gzip_decompress(data, size))
+            return memoryview(gzip_decompress(data, size))
         # 47: gzip or zlib, whichever the header says.
         stream = zlib.decompressobj(47)
         raw = stream.decompress(data, size + 1)
         if len(raw) == size and not stream.eof:
             raise ValueError("the end is cut off, and with it the checksum")
         return raw
-    except (zlib.error, deflate.DeflateError, OSError, ValueError) as error:
+    except (zlib.error, DeflateError, OSError, ValueError) as error:
         raise CheckpointFormatError(
             f"{where} is truncated or damaged: {compressor} says {str(error).strip()!r}."
         ) from error

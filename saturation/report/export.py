@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from saturation.errors import ResultsError, SaturationError
-from saturation.runfolder import write_whole
+from saturation.runfolder import refuse_url, write_whole
 
 
 def export(table: pd.DataFrame, file_format: str, path: str | Path) -> None:
@@ -31,6 +31,7 @@ def export(table: pd.DataFrame, file_format: str, path: str | Path) -> None:
         raise SaturationError(
             f"There is no export format {file_format!r}; the formats are {', '.join(WRITERS)}."
         )
+    refuse_url(path, "export")
     try:
         WRITERS[file_format](table, Path(path))
     except OSError as error:

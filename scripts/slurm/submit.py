@@ -31,14 +31,18 @@ class MeasureShard:
     def __call__(self) -> dict[str, object]:
         """Measure what the run lacks of this shard; return what was done."""
         import saturation
-        from saturation.batches import read_tokens
-        from saturation.measures import needs_tokens
+        from saturation.batches import read_corpus_tokens, read_tokens
+        from saturation.measures import needs_corpus, needs_tokens
         from saturation.plan import Shard
         from saturation.run_activations import ActivationSettings
 
         settings = None
         if needs_tokens(self.measures):
-            settings = ActivationSettings(read_tokens(self.tokens, self.vocabulary))
+            corpus = None
+            if needs_corpus(self.measures):
+                corpus = read_corpus_tokens(self.tokens, self.vocabulary)
+            batch = read_tokens(self.tokens, self.vocabulary)
+            settings = ActivationSettings(batch, corpus=corpus)
         outcome = saturation.measure(
             saturation.open_trajectory(self.trajectory),
             self.measures,
