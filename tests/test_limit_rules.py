@@ -176,7 +176,10 @@ BOUNDS: dict[str, tuple[Callable, int, list[float]]] = {
         0,
         [0.125, 0.25, 0.625],
     ),
-    "by a number that is handed in": (lambda t: jnp.clip(t * t[0], -1, 6), 0, [6, 6, -1]),
+    "a clipped norm": (lambda t: t * jnp.minimum(1, 14**0.5 / jnp.linalg.norm(t)), 0, [1, 2, -3]),
+    "above what vanishes": (lambda t: jnp.maximum(1 / t, 5) + jnp.maximum(1 / t, -1), 0, [5] * 3),
+    "beside what vanishes": (lambda t: jnp.clip(1 / t, -1, 1), -1, [1, 1 / 2, -1 / 3]),
+    "of two parameters": (lambda t: jnp.clip(t * t[0], -1, 6), 0, [6, 6, -1]),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -128,6 +129,9 @@ def count_ties(
 
 def maximum(x: Value, y: Value, shaped: Like, terms: int, larger: bool = True) -> Value:
     """Return max(x, y), or min(x, y); without a limit where either has none."""
+    decided = _beside_a_number(x, y, shaped, larger)
+    if decided is not None:
+        return decided
     second = Plain(less(x, y, terms) if larger else less(y, x, terms), join_invalid(x, y))
     found = select(second, (x, y), shaped, terms)
     lower, higher = sorted((x, y), key=_degree)
@@ -152,6 +156,24 @@ def maximum(x: Value, y: Value, shaped: Like, terms: int, larger: bool = True) -
     grown = Plain(higher.nonzero(), higher.invalid)
     within = maximum(known.rest, lower, shaped, terms, larger)
     return select(grown, (within, lower), shaped, terms)
+
+
+def _beside_a_number(x: Value, y: Value, shaped: Like, larger: bool) -> Value | None:
+    """What vanishes against a number that is known: min(1, 1/θ) is 1/θ, of its own degree."""
+    number, other = (x, y) if isinstance(x, Plain) else (y, x)
+    if not isinstance(number, Plain) or not isinstance(other, Series):
+        return None
+    if other.degree >= 0 or other.infinite or other.shape != shaped.shape:
+        return None
+    if isinstance(number.array, jax.core.Tracer) or number.array.size != 1:
+        return None
+    value = float(number.array.item())
+    if number.invalid is not None or not abs(value) > 0:
+        return None
+    if (value > 0) != larger:
+        return other
+    everywhere = jnp.broadcast_to(number.array, shaped.shape)
+    return replace(number, array=everywhere, invalid=other.invalid)
 
 
 def _degree(value: Value) -> int:
