@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # A run on a public trajectory on a TPU VM or pod slice that exists, by all of its workers together.
 #   bash scripts/tpu_vm.sh NAME ZONE scripts/t5_saturation.sh TRAJECTORY gs://BUCKET/OUT [OPTION …]
-# Needs gcloud, signed in. It copies this repository to ~/saturation of every worker, where the run makes .venv
-# with JAX for TPUs, starts the run on all (jax.distributed), and brings the figures here, to reports/. Nothing
-# is created in the cloud and nothing deleted. OUT must be a bucket: the workers share no disk. After the slice
-# was preempted and is back, the same command computes what is missing.
+# Needs gcloud, signed in, and Python 3.11 or newer on the workers. It copies this repository to ~/saturation of
+# every worker, where the run makes .venv with JAX for TPUs, starts the run on all (jax.distributed), and brings
+# the figures here, to reports/. Nothing is created in the cloud and nothing deleted. OUT must be a bucket: the
+# workers share no disk. After the slice was preempted and is back, the same command computes what is missing.
 set -euo pipefail
 [ $# -ge 5 ] || { sed -n '3s/^# *//p' "$0" >&2; exit 2; }
 name=$1 zone=$2 script=scripts/$(basename "$3") trajectory=$4 out=${5%/}
