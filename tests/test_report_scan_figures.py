@@ -139,4 +139,18 @@ def test_the_page_has_the_table():
 
 def test_one_checkpoint_and_one_head_are_enough():
     one = table().query("step == 0 and scope == @CROSS")
-    assert set(build_figures({"run": one}, {})) == {"scan", "snap"}
+    drawn = build_figures({"run": one}, {})
+    assert set(drawn) == {"scan"}, "of one checkpoint none can be said to have stopped"
+    axes = panel(drawn["scan"], "Entropy")
+    assert axes.get_xticks().tolist() == [0]
+    assert [line.get_marker() for line in axes.get_lines() if line.get_label() == CROSS] == ["."]
+
+
+def test_layers_are_whole_numbers_however_few(figures):
+    one_layer = build_figures({"run": table().query("scope == @CROSS")}, {})["snap"]
+    for figure in (one_layer, figures["snap"]):
+        where = panel(figure, "Where each head stops")
+        low, high = sorted(where.get_ylim())
+        shown = [tick for tick in where.get_yticks() if low <= tick <= high]
+        assert shown
+        assert all(tick == round(tick) for tick in shown)

@@ -195,6 +195,23 @@ def test_trends_are_medians_over_heads(figures):
     )
 
 
+def test_of_many_states_some_are_named():
+    many = table()
+    deep = [
+        many[many["scope"] == "encoder/layers_1"].assign(scope=f"encoder/layers_{layer}")
+        for layer in range(20, 30)
+    ]
+    drawn = build_figures({"run": pd.concat([many, *deep], ignore_index=True)}, {})["smoothing"]
+    encoder, decoder = (
+        [text.get_text() for text in axes.get_legend().get_texts()]
+        for axes in (drawn.axes[3], drawn.axes[7])
+    )
+    assert decoder == ORDER
+    assert len(encoder) == 8
+    assert (encoder[0], encoder[-1]) == ("embedding", "final")
+    assert drawn.axes[1].get_legend() is None, "steps are alike in both rows"
+
+
 def test_a_run_with_one_checkpoint_and_one_layer_is_enough():
     one = table()
     one = one[one["step"] == 0]

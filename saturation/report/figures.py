@@ -196,8 +196,8 @@ PLANS = {
         optional=True,
     ),
     "snap": Plan(
-        "heads through training (measure scan: metric snapped)",
-        _has("snapped"),
+        "heads at two checkpoints (measure scan: metric snapped)",
+        lambda run: any(len(head) > 1 for head in run.matching("snapped", ".*").values()),
         _stacked(lambda parent, run, fits: draw_snap(parent, run), 4.4),
         optional=True,
     ),

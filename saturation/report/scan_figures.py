@@ -55,9 +55,8 @@ def draw_snap(parent: Figure | SubFigure, run: RunTable) -> None:
         if not heads:
             continue
         steps, snapped = on_steps(list(heads.values()))
-        before = max(1, len(steps) - 1)  # at the last checkpoint all are, by definition
-        percent = 100 * np.nanmean(snapped[:, :before], axis=0)
-        share.plot(steps[:before], percent, "o-", color=colour, label=kind)
+        percent = 100 * np.nanmean(snapped, axis=0)[:-1]  # at the last all are, by definition
+        share.plot(steps[:-1], percent, "o-", color=colour, label=kind)
         stops = snap_steps(heads)
         for scope, stop in stops.items():
             place = _number(LAYER, scope) + 0.25 * (number - 1) + 0.02 * (_number(HEAD, scope) % 8)
@@ -70,8 +69,8 @@ def draw_snap(parent: Figure | SubFigure, run: RunTable) -> None:
     share.set_ylabel("% of heads")
     where.set_title("Where each head stops (×: not before the last checkpoint)")
     where.set_ylabel("layer")
-    where.yaxis.set_major_locator(MaxNLocator(integer=True))
-    where.invert_yaxis()
+    where.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    where.set_ylim(max(_colours(run)) + 0.6, -0.6)
     handles, labels = share.get_legend_handles_labels()
     parent.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
@@ -109,12 +108,14 @@ def _draw_heads(axes: Axes, run: RunTable, pattern: str, column: Column) -> None
     stops = snap_steps(run.matching("snapped", pattern))
     for scope, series in heads.items():
         colour, values = colours[_number(LAYER, scope)], column.factor * series.values
-        axes.plot(series.steps, values, color=colour, linewidth=1, alpha=0.8, label=scope)
+        point = "." if len(series) == 1 else None  # there is no line then
+        axes.plot(series.steps, values, color=colour, marker=point, lw=1, alpha=0.8, label=scope)
         at = series.steps == stops.get(scope)
         axes.plot(series.steps[at], values[at], "o", color=colour, markeredgecolor=BLACK)
         step_axis(axes, series.steps, is_log_spaced(series.steps))
     for series in list(run.matching(column.uniform, pattern).values())[:1]:  # alike for all heads
-        axes.plot(series.steps, column.factor * series.values, **UNIFORM)
+        point = "_" if len(series) == 1 else None
+        axes.plot(series.steps, column.factor * series.values, marker=point, **UNIFORM)
 
 
 def _number(of: re.Pattern[str], scope: str) -> int:

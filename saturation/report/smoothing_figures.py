@@ -49,11 +49,26 @@ def draw_smoothing(parent: Figure | SubFigure, run: RunTable) -> None:
         axes.set_xlabel("depth", fontsize=9)
     for axes in panels[:, 3]:
         axes.set_xlabel("training step", fontsize=9)
-    for axes in panels[-1]:  # below, where no line can be behind it
-        handles, labels = axes.get_legend_handles_labels()
-        if len(labels) <= MOST_STATES_NAMED:
-            place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "fontsize": 8}
-            axes.legend(handles, labels, ncols=2 if len(labels) > 3 else 1, **place)
+    for axes in panels[-1]:
+        _legend(axes)
+    if len({tuple(depth(run, stack, "hfc_lfc")) for stack in stacks}) > 1:
+        for axes in panels[:-1, 3]:  # other states, other colours
+            _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Name lines below the axes, where none can be behind; of too many some, evenly."""
+    handles, labels = axes.get_legend_handles_labels()
+    count = min(len(labels), MOST_STATES_NAMED)
+    named = np.linspace(0, len(labels) - 1, count).round().astype(int)
+    axes.legend(
+        [handles[place] for place in named],
+        [labels[place] for place in named],
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        fontsize=8,
+        ncols=2 if count > 3 else 1,
+    )
 
 
 def shown_steps(run: RunTable, stack: str) -> list[int]:
@@ -135,8 +150,6 @@ def _through_training(axes: Axes, run: RunTable, stack: str) -> None:
         steps, values = np.array(list(at)), list(at.values())
         axes.plot(steps, values, color=colour, lw=1.3, marker=".", label=state)
         step_axis(axes, steps, is_log_spaced(steps))
-        if len(steps) == 1:
-            axes.set_xticks(steps)
     log_values(axes)
 
 

@@ -182,8 +182,6 @@ def _trend(axes: Axes, run: RunTable, metric: str) -> None:
         axes.plot(steps, middle, "o-", color=colour, ms=3, label=f"{kind} (median, quartiles)")
         axes.fill_between(steps, low, high, color=colour, alpha=0.12, lw=0)
         step_axis(axes, steps, is_log_spaced(steps))
-        if len(steps) == 1:
-            axes.set_xticks(steps)
     if metric == "spectral_radius":
         log_values(axes)
     if metric == "sharpens_below":

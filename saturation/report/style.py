@@ -75,7 +75,8 @@ def new_figure(height: float) -> Figure:
 def step_axis(axes: Axes, steps: Int[np.ndarray, " points"], logarithmic: bool = False) -> None:
     """Label the axis of training steps; a logarithmic one is linear up to the first step after 0.
 
-    That keeps step 0, which has no logarithm, on the axis beside the others.
+    That keeps step 0, which has no logarithm, on the axis beside the others. To be called when
+    something is drawn: a single step is the only one that is named.
     """
     positive = steps[steps > 0]
     if logarithmic and len(positive):
@@ -86,6 +87,8 @@ def step_axis(axes: Axes, steps: Int[np.ndarray, " points"], logarithmic: bool =
         axes.xaxis.set_minor_locator(NullLocator())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if len(steps) == 1 and axes.dataLim.width == 0:
+        axes.set_xticks(steps)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("training step")
 
