@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from saturation.errors import LimitError
-from saturation.limit import expansions, order
+from saturation.limit import bounds, expansions, order
+from saturation.limit.arithmetic import add, bilinear, raised
 from saturation.limit.equation import Interpreter, Rule, bind, like
 from saturation.limit.expansions import written_as
 from saturation.limit.linear import conversion, gathering, identity, linear, split
@@ -26,13 +27,10 @@ from saturation.limit.series import (
     Plain,
     Series,
     Value,
-    add,
     as_series,
-    bilinear,
     either,
     join_invalid,
     make,
-    raised,
     without,
 )
 from saturation.limit.smooth import analytic
@@ -213,9 +211,9 @@ RULES: dict[str, Rule] = {
     "lgamma": smooth(jax.lax.lgamma),
     "digamma": smooth(jax.lax.digamma),
     **order.COMPARISONS,
-    "max": order.extreme(larger=True),
-    "min": order.extreme(larger=False),
-    "clamp": order.clamp,
+    "max": bounds.extreme(larger=True),
+    "min": bounds.extreme(larger=False),
+    "clamp": bounds.clamp,
     "abs": order.absolute,
     "sign": order.signum,
     "is_finite": order.finite,

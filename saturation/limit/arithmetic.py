@@ -1,0 +1,177 @@
+"""Sums, products and powers of series, and where a sum's leading term is rounding alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from saturation.errors import LimitError
+from saturation.limit.series import (
+    Coefficient,
+    Like,
+    Plain,
+    Series,
+    Value,
+    align,
+    as_series,
+    drop,
+    either,
+    join_invalid,
+    make,
+    masks_of,
+    settled,
+    vanishes,
+)
+
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+
+# A sum that cancels to this many roundings of its summands is not told from 0. The mean of n equal
+# numbers misses them by up to 5 halves of an eps (XLA on CPUs, n to 16,384), its square by 10.
+CANCELLED = 16
+
+
+def add(x: Value, y: Value, like: Like, terms: int, sign: int = 1) -> Value:
+    """Return x + y, or x − y with sign −1."""
+    first, second = as_series(x, terms), as_series(y, terms)
+    degree, (a, b) = align([first, second])
+    total = [_sum(p, q if sign > 0 or q is None else -q, like) for p, q in zip(a, b, strict=True)]
+    noise = _cancelled(a[0], b[0], total[0], first, second)
+    infinite = first.infinite or second.infinite
+    return make(degree, total, like, join_invalid(x, y), infinite, noise)
+
+
+def _sum(a: Coefficient, b: Coefficient, like: Like) -> Coefficient:
+    if a is None or b is None:
+        only = b if a is None else a
+        return None if only is None else jnp.broadcast_to(only, like.shape)
+    return a + b
+
+
+def _cancelled(
+    a: Coefficient, b: Coefficient, total: Coefficient, x: Series, y: Series
+) -> jax.Array | None:
+    """Where a sum's leading term is not told from 0, given those of its summands x and y."""
+    if total is None:
+        return None
+    if a is None or b is None:
+        noise = x.noise if b is None else y.noise
+        return None if noise is None else jnp.broadcast_to(noise, total.shape)
+    rounding = CANCELLED * jnp.finfo(total.dtype).eps
+    least = rounding * jnp.maximum(jnp.abs(a), jnp.abs(b))
+    noise = (total == 0) | (jnp.abs(total) < least)
+    if x.noise is None and y.noise is None:
+        return noise
+    return noise | (vanishes(x, a) & vanishes(y, b))
+
+
+def bilinear(
+    x: Value, y: Value, product: Product, like: Like, terms: int, contracts: bool = False
+) -> Value:
+    """Return a product of two series: its coefficients are the convolution of theirs.
+
+    What is spoilt spoils its products, but for those with an exact 0 that leaves it out: a 0 of a
+    constant, or, where the product `contracts`, of any factor (the weight of a masked key).
+    """
+    a, b = as_series(x, terms), as_series(y, terms)
+    total: list[Coefficient] = [None] * terms
+    for i, p in enumerate(a.coefficients):
+        for j, q in enumerate(b.coefficients[: terms - i]):
+            if p is not None and q is not None:
+                term = product(p, q)
+                so_far = total[i + j]
+                total[i + j] = term if so_far is None else so_far + term
+    invalid = None
+    if a.invalid is not None or b.invalid is not None:
+        spares = [contracts or isinstance(value, Plain) for value in (x, y)]
+        invalid = _spoilt_products(a, b, spares, product, like, contracts)
+    noise = None if contracts else _noisy_factor(a, b, like)
+    result = make(a.degree + b.degree, total, like, invalid, a.infinite or b.infinite, noise)
+    return settled(result) if contracts else result
+
+
+def _spoilt_products(
+    a: Series,
+    b: Series,
+    spares: Sequence[bool],
+    product: Product,
+    like: Like,
+    contracts: bool,
+) -> jax.Array:
+    """Where a spoilt factor meets one that counts: if a 0 `spares` it, one that is not 0."""
+    if not contracts and not any(spares):
+        return jnp.broadcast_to(either(*masks_of(a, b)), like.shape)
+
+    def met() -> jax.Array:
+        found = []
+        for spoilt, other, spare in ((a, b, spares[1]), (b, a, spares[0])):
+            if spoilt.invalid is not None:
+                weight = other.nonzero() if spare else jnp.ones(other.shape, bool)
+                weight = weight if other.invalid is None else weight | other.invalid
+                factors = (spoilt.invalid.astype(a.example.dtype), weight.astype(a.example.dtype))
+                found.append(product(*(factors if spoilt is a else factors[::-1])) > 0)
+        return either(*found)
+
+    if not contracts:
+        return met()
+    # As dear as the product itself, so only where there is something spoilt.
+    spoilt = either(*(jnp.any(mask) for mask in masks_of(a, b)))
+    return jax.lax.cond(spoilt, met, lambda: jnp.zeros(like.shape, bool))
+
+
+def _noisy_factor(a: Series, b: Series, like: Like) -> jax.Array | None:
+    masks = [one.noise for one in (a, b) if one.noise is not None]
+    return jnp.broadcast_to(either(*masks), like.shape) if masks else None
+
+
+def raised(x: Series, exponent: float, like: Like) -> Value:
+    """Return x^exponent about its leading coefficient.
+
+    b_0 = a_0^p and n a_0 b_n = Σ_{k=1}^{n} (k p − n + k) a_k b_{n−k} (J. C. P. Miller's recurrence;
+    Knuth, TAOCP 2, section 4.7). Elements whose leading coefficient is 0, or is not told from it,
+    have no limit; but a positive power of what is 0 in all kept terms is 0.
+
+    Raises:
+      LimitError: degree·exponent is no whole number: the result is no series in whole powers of c.
+    """
+    degree = round(x.degree * exponent)
+    # 1/3 is rounded, and so is three times it.
+    if abs(degree - x.degree * exponent) > float(jnp.finfo(like.dtype).eps) * abs(x.degree):
+        raise LimitError(
+            f"The power {exponent:g} of a quantity of degree {x.degree} has degree "
+            f"{x.degree * exponent:g}, and only whole degrees can be carried."
+        )
+    leading = x.coefficients[0]
+    assert leading is not None
+    nothing = vanishes(x, leading)
+    a = jax.lax.select(nothing, jnp.ones_like(leading), leading)
+    b_0 = _elementary_power(a, exponent)
+    b: list[Coefficient] = [b_0]
+    for n in range(1, x.terms):
+        total: Coefficient = None
+        for k in range(1, n + 1):
+            a_k, rest = x.coefficients[k], b[n - k]
+            if a_k is not None and rest is not None:
+                term = (k * exponent - n + k) * a_k * rest
+                total = term if total is None else total + term
+        b.append(None if total is None else total / (n * a))
+    undefined, noise = nothing, None
+    if exponent > 0:
+        b = drop(nothing, b)
+        lower = [c != 0 for c in x.coefficients[1:] if c is not None]
+        undefined = nothing & either(*lower) if lower else jnp.zeros_like(nothing)
+        noise = nothing
+    if not float(exponent).is_integer():
+        negative = jnp.isnan(b_0)  # under a root
+        b = drop(negative, b)
+        undefined = undefined | negative
+    invalid = undefined if x.invalid is None else undefined | x.invalid
+    return make(degree, b, like, invalid, x.infinite, noise)
+
+
+def _elementary_power(a: jax.Array, exponent: float) -> jax.Array:
+    named = {-1.0: lambda v: 1 / v, 0.5: jnp.sqrt, -0.5: jax.lax.rsqrt}
+    if exponent in named:
+        return named[exponent](a)
+    return jnp.power(a, jnp.asarray(exponent, a.dtype))

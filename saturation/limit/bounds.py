@@ -1,0 +1,104 @@
+"""Maxima and minima of two values, and what they bound: min(max(x, 0), 6) does not grow.
+
+What is chosen of two values of unlike degree has the higher one, unless it is known that nothing of
+that degree is ever chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.core
+import jax.numpy as jnp
+
+from saturation.limit.equation import Interpreter, Rule, like
+from saturation.limit.order import less, select
+from saturation.limit.series import (
+    Bound,
+    Like,
+    Plain,
+    Series,
+    Value,
+    join_invalid,
+    make,
+)
+
+
+def maximum(x: Value, y: Value, shaped: Like, terms: int, larger: bool = True) -> Value:
+    """Return max(x, y), or min(x, y); without a limit where either has none."""
+    decided = _beside_a_number(x, y, shaped, larger)
+    if decided is not None:
+        return decided
+    second = Plain(less(x, y, terms) if larger else less(y, x, terms), join_invalid(x, y))
+    found = select(second, (x, y), shaped, terms)
+    lower, higher = sorted((x, y), key=_degree)
+    gap = _degree(higher) - _degree(lower)
+    if gap == 0 or not isinstance(found, Series) or not isinstance(higher, Series):
+        return found
+    if lower.infinite:  # min(x, ∞) is no bound of x
+        return found
+    base, sign = _degree(lower), 1 if larger else -1
+    known = higher.bound
+    if known is None or known.sign == sign or known.degree > base:
+        rest = None
+        if gap >= terms:
+            cases = [_up_to(value, base, terms) for value in (x, y)]
+            rest = select(second, cases, shaped, terms)
+        return replace(found, bound=Bound(sign, base, rest))
+    # min(max(x, 0), 6) does not grow: what has terms above the bounds' degree is at one of them.
+    if gap < terms:
+        kept = [*[None] * gap, *found.coefficients[gap:]]
+        return make(found.degree, kept, found.example, found.invalid)
+    assert known.rest is not None
+    grown = Plain(higher.nonzero(), higher.invalid)
+    within = maximum(known.rest, lower, shaped, terms, larger)
+    return select(grown, (within, lower), shaped, terms)
+
+
+def _beside_a_number(x: Value, y: Value, shaped: Like, larger: bool) -> Value | None:
+    """What vanishes against a number that is known: min(1, 1/θ) is 1/θ, of its own degree."""
+    number, other = (x, y) if isinstance(x, Plain) else (y, x)
+    if not isinstance(number, Plain) or not isinstance(other, Series):
+        return None
+    if other.degree >= 0 or other.infinite or other.shape != shaped.shape:
+        return None
+    if isinstance(number.array, jax.core.Tracer) or number.array.size != 1:
+        return None
+    value = float(number.array.item())
+    if number.invalid is not None or not abs(value) > 0:
+        return None
+    if (value > 0) != larger:
+        return other
+    everywhere = jnp.broadcast_to(number.array, shaped.shape)
+    return replace(number, array=everywhere, invalid=other.invalid)
+
+
+def _degree(value: Value) -> int:
+    return value.degree if isinstance(value, Series) else 0
+
+
+def _up_to(value: Value, degree: int, terms: int) -> Value:
+    """The terms of a value up to that degree."""
+    if _degree(value) <= degree or not isinstance(value, Series):
+        return value
+    return make(degree, [value.power(degree - k) for k in range(terms)], value.example)
+
+
+def extreme(larger: bool) -> Rule:
+    """Return the rule of max(x, y), or min(x, y)."""
+
+    def rule(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+        x, y = inputs
+        return [maximum(x, y, like(eqn), interpreter.terms, larger)]
+
+    return rule
+
+
+def clamp(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
+    """min(max(x, low), high)."""
+    low, x, high = inputs
+    raised = maximum(x, low, like(eqn), interpreter.terms)
+    return [maximum(raised, high, like(eqn), interpreter.terms, larger=False)]
