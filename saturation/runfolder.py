@@ -36,7 +36,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path = os.fspath(path).removeprefix("file://")
         self._remote: Any = None
         if not self.path:
             raise ResultsError("A run needs a folder or a URL, and its path is empty.")

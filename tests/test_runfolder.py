@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -49,6 +51,11 @@ def test_a_mistake_of_ours_is_not_taken_for_one_of_the_place(monkeypatch: pytest
     monkeypatch.setattr(Broken, "cat_file", lambda *_: {}["a bug"])
     with pytest.raises(KeyError):
         RunFolder("broken://bucket/run").read("run.json")
+
+
+def test_a_url_of_a_local_disk_is_a_local_folder(tmp_path: Path):
+    RunFolder(f"file://{tmp_path}/run").write("parts/norms/a.0-1.parquet", b"x")
+    assert (tmp_path / "run" / "parts" / "norms" / "a.0-1.parquet").read_bytes() == b"x"
 
 
 @pytest.mark.parametrize(
