@@ -143,6 +143,14 @@ def test_thresholds_by_hand(values, threshold):
     assert sharpens_below(np.array(values) + 0j) == pytest.approx(threshold)
 
 
+def test_complex_eigenvalues_of_negative_real_part_can_smooth():
+    """A share of 1 promises sharpening of real eigenvalues alone."""
+    values = np.array([-0.5 + 3j, -0.5 - 3j])
+    assert describe(values[None])["fraction_sharpening"] == 1
+    assert regime(values, -0.5) == "smoothing"
+    assert regime(np.real(values) + 0j, -0.5) == "sharpening"
+
+
 def test_what_is_said_of_a_spectrum_by_hand():
     values = np.array([[-2.0, -1.0, -0.5, 0.0, 1.0, 3 + 4j, 3 - 4j, -1.5]])
     found = {name: float(one[0]) for name, one in describe(values).items()}

@@ -196,7 +196,8 @@ GLOSSARY = (
     Term(
         "fraction_sharpening",
         "share with Re λ in [−1, 0)",
-        "1: the head sharpens whatever its attention, if the stream's root mean square were 1.",
+        "1: the head sharpens whatever its attention, if λ are real and the stream's root mean "
+        "square were 1.",
         DOVONON,
     ),
     Term("spectral_radius", "max |λ|", "How strongly a head can act.", "ours"),

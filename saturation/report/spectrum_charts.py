@@ -27,7 +27,7 @@ ROWS = (  # metric, title, what is shown, what more to say, limits, colours
     ("fraction_negative", "Eigenvalues turned against the stream", "share with Re λ < 0",
      "½ in a random matrix.", (0.0, 1.0), "Viridis"),
     ("fraction_sharpening", "Eigenvalues that sharpen under any attention",
-     "share with Re λ in [−1, 0)", "If the stream's root mean square were 1.",
+     "share with Re λ in [−1, 0)", "If they are real and the stream's root mean square were 1.",
      (0.0, 1.0), "Viridis"),
     ("sharpens_below", "Which attention makes a head sharpen", "the threshold of λ^A_min",
      "If the stream's root mean square were 1. "
