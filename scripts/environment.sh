@@ -20,6 +20,9 @@ make_environment() {
   if [ ! "$stamp" -nt setup.cfg ] || [ ! "$stamp" -nt pyproject.toml ]; then
     echo "Installing saturation$extras and what it needs into .venv (a minute or two) …"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras"
+    # The extra `gzip` is speed alone, and not there for every platform.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[gzip]" 2>/dev/null ||
+      echo "Without deflate, T5X checkpoints are unpacked at two thirds of the speed."
     touch "$stamp"
   fi
 }

@@ -188,11 +188,13 @@ def test_truncated_chunk(tmp_path, arrays):
 
 
 @pytest.mark.parametrize("compressor", ["gzip", "zlib"])
-@pytest.mark.parametrize("installed", [True, False], ids=["deflate", "zlib alone"])
+@pytest.mark.parametrize("installed", [True, False], ids=["deflate", "Arrow"])
 def test_a_chunk_that_lost_its_checksum_is_not_taken_for_whole(compressor, installed, monkeypatch):
     """All its values may be there; whether they are the right ones nothing says any more."""
     if not installed:
         monkeypatch.setattr(zarr, "gzip_decompress", None)
+    elif zarr.gzip_decompress is None:
+        pytest.skip("deflate (the extra `gzip`) is not installed")
     values = np.arange(1000, dtype=np.float32).tobytes()
     packed = gzip.compress(values) if compressor == "gzip" else zlib.compress(values)
     assert bytes(decompress("chunk", compressor, packed, len(values))) == values
