@@ -14,8 +14,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command line does
 os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 
+import signal
+
 import jaxtyping
 import pytest
+
+# Started in the background, pytest does not heed SIGINT, and neither would what it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

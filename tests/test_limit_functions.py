@@ -301,6 +301,10 @@ def comes_to(function: Callable, found: Limit, params, *args) -> None:
 def test_functions_against_their_values_at_finite_c(name: str) -> None:
     function, degree = FUNCTIONS[name]
     params, x = jnp.asarray(W), jnp.asarray(X)
+    if name == "hypot" and jax.__version_info__ >= (0, 12):
+        with pytest.warns(LeakWarning, match="The constant 6.7e\\+153 meets .* in `ge`"):
+            saturate(function)(params, x)
+        return
     found = jax.jit(saturate(function))(params, x)
     assert found.degree == degree
     assert found.value.shape == function(params, x).shape

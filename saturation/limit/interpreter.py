@@ -234,12 +234,24 @@ def _inner(eqn: Any) -> ClosedJaxpr | None:
     """
     if eqn.primitive.name in _LOOPS:
         return None
+    if eqn.primitive.name == "call_hi_primitive":  # from JAX 0.12 on; it says what it is made of
+        return _expanded(eqn)
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         found = eqn.params.get(name)
         inner = found.jaxpr if isinstance(found, ClosedJaxpr) else found
         if isinstance(inner, Jaxpr) and _shapes(inner) == _shapes(eqn):
             return found if isinstance(found, ClosedJaxpr) else ClosedJaxpr(inner, ())
     return None
+
+
+def _expanded(eqn: Any) -> ClosedJaxpr:
+    whole = eqn.params["_prim"]
+
+    def flat(*leaves: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(whole.expand(*jax.tree.unflatten(whole.in_tree, leaves)))
+
+    avals = [variable.aval for variable in eqn.invars]
+    return jax.make_jaxpr(flat)(*(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
 
 
 def _shapes(of: Any) -> list[list[tuple[int, ...]]]:
