@@ -172,7 +172,7 @@ def test_processes_measure_on_the_fixtures_what_one_device_does(
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_at_the_same_job(tmp_path: Path) -> None:
-    trajectory = many_steps(tmp_path / "t", 3, 240, vocab=2000)
+    trajectory = many_steps(tmp_path / "t", 12, 240, vocab=2000)
     out, arguments = tmp_path / "two", ("--measures", "norms,direction")
     command = [many_processes.COMMAND, "measure", trajectory, "--out", out, *arguments]
     started = many_processes.start([*command, "--distributed"], 2, 1)
