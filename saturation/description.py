@@ -84,7 +84,7 @@ def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -
         folder.describe(asked)
         return asked
     refuse_other_versions(folder, found)
-    _refuse_other_trajectory(folder, found, trajectory)
+    _refuse_other_trajectory(folder, found, asked["identity"], trajectory)
     refuse_other_arrays(folder, found, asked["steps"], asked["arrays"])
     for key, what in (
         ("activations", "tokens or settings"),
@@ -105,10 +105,12 @@ def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -
 
 
 def _refuse_other_trajectory(
-    folder: RunFolder, found: dict[str, Any], trajectory: Trajectory
+    folder: RunFolder, found: dict[str, Any], known: Mapping[str, str], trajectory: Trajectory
 ) -> None:
     for step, expected in found.get("identity", {}).items():
-        if int(step) in trajectory.steps and identity(trajectory[int(step)]) != expected:
+        if int(step) not in trajectory.steps:
+            continue
+        if (known.get(step) or identity(trajectory[int(step)])) != expected:
             raise ResultsError(
                 f"{folder.path} holds the run of another trajectory, {found['trajectory']}: its "
                 f"checkpoint {step} is not the one in {trajectory.path}. Choose another --out."
