@@ -107,6 +107,18 @@ class ActivationMeasure:
     needs_corpus: bool = False
 
 
+def starred_layers(stack: str, sums: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the sums of a stack's scopes in `Forwards.stacks`, stacked along the first axis.
+
+    Returns:
+      {`stack/layers_*`: those of the layers, `stack/final`: the last ones}.
+    """
+    return {
+        f"{stack}/layers_*": {name: each[:-1] for name, each in sums.items()},
+        f"{stack}/final": {name: each[-1] for name, each in sums.items()},
+    }
+
+
 def without_stars(observed: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     """Return what a measure of activations observed with every starred scope taken apart.
 

@@ -89,13 +89,17 @@ class Forwards:
 
         [M]'s last layer is the one after that norm, since Hugging Face's hidden states end with it.
         """
+        return tuple(scope for scopes in self.stacks.values() for scope in scopes)
+
+    @property
+    def stacks(self) -> dict[str, tuple[str, ...]]:
+        """Those of `layers` that are the encoder's, and the decoder's."""
         config = self.config
         counts = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
-        return tuple(
-            f"{stack}/{name}"
+        return {
+            stack: (*(f"{stack}/layers_{i}" for i in range(count)), f"{stack}/final")
             for stack, count in counts.items()
-            for name in (*(f"layers_{i}" for i in range(count)), "final")
-        )
+        }
 
     @cached_property
     def encoder_valid(self) -> Bool[Array, "batch encoder_length"]:

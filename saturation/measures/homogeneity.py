@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saturation.measures.base import ActivationMeasure, Rule, Statistics
+from saturation.measures.base import ActivationMeasure, Rule, Statistics, starred_layers
 from saturation.measures.means import mean_and_error, sum_names, sums_over_sequences
 from saturation.measures.saturation import cosine
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 SCALES = (1, 10, 100, 1000)
 KINDS = ("cosine_to_limit", "local_degree")
-STACKS = ("encoder", "decoder")
 
 
 @dataclass(frozen=True)
@@ -136,17 +135,16 @@ def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
 
     # Outside of the loop: what forwards caches must not be traced inside.
     limits = {scope: forwards.parameter_limit[scope] for scope in forwards.layers}
-    valid = {stack: forwards.valid(f"{stack}/final") for stack in STACKS}
+    valid = {stack: forwards.valid(f"{stack}/final") for stack in forwards.stacks}
 
     def at(scale: Array) -> dict[str, dict[str, Array]]:
         values, slopes = along_scale(forwards.taps, forwards.wide_params, scale)
 
-        def of_stack(stack: str) -> dict[str, Array]:
-            scopes = [scope for scope in forwards.layers if scope.startswith(f"{stack}/")]
+        def of_stack(stack: str, scopes: Sequence[str]) -> dict[str, Array]:
             vectors = [(values[scope], slopes[scope], limits[scope]) for scope in scopes]
             return _layer_sums(vectors, valid[stack])
 
-        return {stack: of_stack(stack) for stack in STACKS}
+        return {stack: of_stack(stack, scopes) for stack, scopes in forwards.stacks.items()}
 
     wide = jnp.result_type(float)
     # A loop over c, so that one forward pass is compiled for all of them.
@@ -159,8 +157,7 @@ def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
             for kind, name in zip(KINDS, names(scale), strict=True):
                 renamed = zip(sum_names(kind), sum_names(name), strict=True)
                 of_layers |= {new: sums[old][index] for old, new in renamed}
-        found[f"{stack}/layers_*"] = {name: each[:-1] for name, each in of_layers.items()}
-        found[f"{stack}/final"] = {name: each[-1] for name, each in of_layers.items()}
+        found |= starred_layers(stack, of_layers)
     return found
 
 

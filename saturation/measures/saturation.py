@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saturation.errors import MeasureError
-from saturation.measures.base import ActivationMeasure, Rule, Statistics
+from saturation.measures.base import ActivationMeasure, Rule, Statistics, starred_layers
 from saturation.measures.means import mean_and_error, sum_names, sums_over_sequences
 
 if TYPE_CHECKING:
@@ -36,11 +36,8 @@ STATISTICS: dict[str, Rule] = dict.fromkeys(
 def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
     """Return the sums of every layer and every head; those that a scope has none of are 0."""
     found = {}
-    for stack in ("encoder", "decoder"):
-        scopes = [scope for scope in forwards.layers if scope.startswith(f"{stack}/")]
-        sums = _layer_sums(forwards, scopes)  # the last of them is that of the state at the end
-        found[f"{stack}/layers_*"] = {name: each[:-1] for name, each in sums.items()}
-        found[f"{stack}/final"] = {name: each[-1] for name, each in sums.items()}
+    for stack, scopes in forwards.stacks.items():
+        found |= starred_layers(stack, _layer_sums(forwards, scopes))
     for path, attention in forwards.attentions.items() if "attention" in forwards.limits else ():
         found[f"{path}/head_*"] = _head_sums(attention)
     return found

@@ -64,8 +64,8 @@ def _stack(forwards: Forwards, stack: str) -> dict[str, dict[str, Any]]:
 
     from saturation.measures.similarity import similarity
 
-    layers = [scope for scope in forwards.layers if scope.startswith(f"{stack}/")][:-1]
-    scopes = (f"{stack}/embedding", *layers, f"{stack}/final")
+    *layers, final = forwards.stacks[stack]
+    scopes = (f"{stack}/embedding", *layers, final)
     states = jnp.stack([forwards.soft[scope] for scope in scopes])
     valid = forwards.valid(f"{stack}/")
     tokens = valid.sum(axis=-1)
