@@ -126,7 +126,7 @@ class WeightStream:
         """Stream one array through the job's steps, and return its statistics at all it reads."""
         positions = (*job.earlier, *range(job.start, job.stop))
         steps = [self.trajectory.steps[position] for position in positions]
-        rules = statistic_rules(job.measures)
+        rules = statistic_rules(job.measures, self._platform)
         totals = np.repeat([[NEUTRAL[rule]] for rule in rules.values()], len(steps), axis=1)
         rows_of: dict[Rule, np.ndarray] = {
             rule: np.flatnonzero([other == rule for other in rules.values()])
@@ -143,7 +143,7 @@ class WeightStream:
                 so_far = np.append(parts, totals[:, position : position + 1], axis=1)
                 for rule, rows in rows_of.items():
                     totals[rows, position] = COMBINE[rule].reduce(so_far[rows], axis=1)
-        return _with_carried(dict(zip(rules, totals, strict=True)), job.measures)
+        return _completed(dict(zip(rules, totals, strict=True)), job.measures)
 
     def _block(
         self, job: Job, name: str, box: Box, steps: Sequence[int], readers: Executor | None
@@ -183,13 +183,16 @@ class _OfThread(threading.local):
 _threads = itertools.count()
 
 
-def _with_carried(totals: Totals, measures: Sequence[WeightMeasure]) -> Totals:
-    """Add the statistics that are another's value at the previous or the first step."""
+def _completed(totals: Totals, measures: Sequence[WeightMeasure]) -> Totals:
+    """Add the statistics that are another's value at another step, or derived from others."""
     for measure in measures:
         for name, (source, step) in measure.carried.items():
             values = totals[source]
             first = np.broadcast_to(values[:1], values.shape)
             totals[name] = first if step == "first" else np.append(values[:1], values[:-1])
+        for name, derive in measure.derived.items():
+            if name not in totals:
+                totals[name] = derive(totals)
     return totals
 
 

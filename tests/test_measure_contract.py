@@ -40,7 +40,7 @@ def by_numpy(measure: WeightMeasure, *values: np.ndarray) -> dict[str, float]:
     """The statistics of the terms by NumPy in float64, whole arrays at once."""
     terms = measure.terms(Block(*(v.astype(np.float64) for v in values), stored=values[0]))
     reduce = {"sum": np.sum, "max": np.max, "min": np.min}
-    return {n: float(reduce[rule](terms[n])) for n, rule in statistic_rules([measure]).items()}
+    return {name: float(reduce[measure.statistics[name]](term)) for name, term in terms.items()}
 
 
 def by_device(measure: WeightMeasure, platform: str, *values: np.ndarray) -> dict[str, float]:
@@ -51,8 +51,14 @@ def by_device(measure: WeightMeasure, platform: str, *values: np.ndarray) -> dic
         buffer[:count] = value  # what lies behind it must not count
     with enable_x64(accumulation(platform) == "float64"):
         found = jax.device_get(kernel(np.int32(count), *map(jax.numpy.asarray, buffers)))
-    rules = statistic_rules([measure])
+    rules = statistic_rules([measure], platform)
     return {n: combine(rule, parts) for (n, rule), parts in zip(rules.items(), found, strict=True)}
+
+
+def with_squares(found: dict[str, float], *values: np.ndarray) -> dict[str, float]:
+    """Add what is carried from other steps: the squares of the previous and the first array."""
+    squares = [float(np.sum(value.astype(np.float64) ** 2)) for value in values[1:]]
+    return found | dict(zip(("previous_squares", "first_squares"), squares, strict=True))
 
 
 @measures
@@ -65,9 +71,20 @@ def test_the_fused_pass_agrees_with_numpy_on_every_platform(
     values = arrays(size)
     scale = max(map(abs, by_numpy(measure, *map(np.abs, values)).values()))
     found, expected = by_device(measure, platform, *values), by_numpy(measure, *values)
-    assert set(found) == set(measure.statistics) - set(measure.carried)
+    unsummed = {*measure.carried, *(measure.derived if platform != "tpu" else ())}
+    assert set(found) == set(measure.statistics) - unsummed
+    for name, derive in measure.derived.items():
+        found.setdefault(name, derive(with_squares(found, *values)))
     for name, wanted in expected.items():
         np.testing.assert_allclose(found[name], wanted, rtol, atol=rtol * scale, err_msg=name)
+
+
+@measures
+def test_a_maximum_is_of_what_is_not_negative(measure: WeightMeasure) -> None:
+    values = arrays(100)
+    terms = measure.terms(Block(*values, stored=values[0]))
+    for name, rule in measure.statistics.items():
+        assert rule != "max" or (terms[name] >= 0).all()
 
 
 @measures
@@ -77,8 +94,9 @@ def test_parts_add_up_to_the_whole(measure: WeightMeasure) -> None:
         by_numpy(measure, *(v[cut] for v in values)) for cut in (slice(300), slice(300, None))
     ]
     whole = by_numpy(measure, *values)
-    for name, rule in statistic_rules([measure]).items():
-        np.testing.assert_allclose(combine(rule, [h[name] for h in halves]), whole[name], 1e-12)
+    for name, wanted in whole.items():
+        parts = [half[name] for half in halves]
+        np.testing.assert_allclose(combine(measure.statistics[name], parts), wanted, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -88,8 +106,8 @@ def test_every_stored_dtype_is_summed_at_its_own_values(
 ) -> None:
     values = [value.astype(dtype) for value in arrays(5000)]
     found, expected = by_device(measure, "cpu", *values), by_numpy(measure, *values)
-    for name, wanted in expected.items():
-        np.testing.assert_allclose(found[name], wanted, 1e-12, 1e-12, err_msg=name)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name], 1e-12, 1e-12, err_msg=name)
 
 
 def test_statistics_of_one_name_are_one_statistic() -> None:
@@ -105,7 +123,7 @@ def test_statistics_of_one_name_are_one_statistic() -> None:
 def test_what_is_carried_is_carried_from_a_sum_of_its_own(measure: WeightMeasure) -> None:
     for name, (source, step) in measure.carried.items():
         assert name in measure.statistics
-        assert source in statistic_rules([measure])
+        assert source in statistic_rules([measure], "cpu")
         assert measure.compares_steps if step == "previous" else measure.against_first
 
 
@@ -141,14 +159,15 @@ def test_shapes_alone_are_enough(measure: WeightMeasure) -> None:
     with enable_x64(True):
         kernel = block_statistics((measure,), "cpu")
         found = jax.eval_shape(kernel, np.int32(9000), shape, shape, shape)
-    assert (found.shape, found.dtype) == ((len(statistic_rules([measure])), 1), np.float64)
+    count = len(statistic_rules([measure], "cpu"))
+    assert (found.shape, found.dtype) == ((count, 1), np.float64)
 
 
 @measures
 def test_metrics_do_not_change_their_inputs_and_cover_every_step(measure: WeightMeasure) -> None:
     statistics = {
         name: np.array([[by_numpy(measure, *arrays(64, seed))[name] for seed in range(4)]] * 2)
-        for name in statistic_rules([measure])
+        for name in by_numpy(measure, *arrays(64))
     }
     for name, (source, _) in measure.carried.items():
         statistics[name] = statistics[source]
@@ -173,15 +192,37 @@ def test_two_float_sums_do_not_lose_what_cancels(size: int) -> None:
     np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-14 * np.abs(large).sum() + 1e-7)
 
 
-@pytest.mark.parametrize("step", [1e-1, 1e-3, 1e-5])
-def test_one_minus_cosine_holds_on_a_device_without_float64(step: float) -> None:
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("step", [1e-1, 1e-3, 1e-5, 1e-7])
+def test_one_minus_cosine_holds_for_small_steps(platform: str, step: float) -> None:
+    """With and without float64: from the sum of its own and from the sums it is derived from."""
     direction = MEASURES["direction"]
     values = arrays(50_000, step=step)
     info = ArrayInfo(*(np.ones((1, 1)),) * 3)
-    squares = float(np.sum(values[1].astype(np.float64) ** 2))
-    distances = []
-    for found in (by_device(direction, "tpu", *values), by_numpy(direction, *values)):
-        found |= {"previous_squares": squares, "first_squares": squares}
-        columns = {name: np.array([[value]]) for name, value in found.items()}
-        distances.append(direction.metrics(columns, info)["cosine_distance"][0])
-    np.testing.assert_allclose(distances[0], distances[1], rtol=1e-4)
+    metrics = []
+    for found in (by_device(direction, platform, *values), by_numpy(direction, *values)):
+        sums = with_squares(found, *values)
+        for name, derive in direction.derived.items():
+            sums.setdefault(name, derive(sums))
+        columns = {name: np.array([[value]]) for name, value in sums.items()}
+        metrics.append(direction.metrics(columns, info))
+    for name, rtol, atol in (("cosine_distance", 1e-4, 0), ("alignment", 0, 1e-6)):
+        np.testing.assert_allclose(metrics[0][name], metrics[1][name], rtol, atol, err_msg=name)
+
+
+def test_one_minus_cosine_holds_where_one_weight_moved_by_one_rounding() -> None:
+    first = np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
+    moved = first.copy()
+    moved[7] = np.nextafter(moved[7], np.float32(9))
+    sums = with_squares(
+        by_device(MEASURES["direction"], "cpu", moved, first, first), moved, first, first
+    )
+    derived = MEASURES["direction"].derived["previous_delta"](sums)
+    columns = {
+        name: np.array([[value]]) for name, value in (sums | {"previous_delta": derived}).items()
+    }
+    found = MEASURES["direction"].metrics(columns, ArrayInfo(*(np.ones((1, 1)),) * 3))
+    a, b = first.astype(np.longdouble), moved.astype(np.longdouble)
+    aa, ad, dd = a @ a, a @ (b - a), (b - a) @ (b - a)
+    exact = (dd - ad**2 / aa) / (2 * aa)
+    np.testing.assert_allclose(found["cosine_distance"], float(exact), rtol=1e-4)

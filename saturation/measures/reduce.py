@@ -37,16 +37,17 @@ def accumulation(platform: str) -> str:
     return "two-float" if platform == "tpu" else "float64"
 
 
-def statistic_rules(measures: Sequence[WeightMeasure]) -> dict[str, Rule]:
-    """Return {statistic: rule} of what the terms of these measures give, each name once.
+def statistic_rules(measures: Sequence[WeightMeasure], platform: str) -> dict[str, Rule]:
+    """Return {statistic: rule} of what is reduced for these measures on a platform, each name once.
 
-    Measures that give a statistic of one name give the same one, which is computed once.
+    Measures that have a statistic of one name have the same one, which is computed once.
     """
+    exact = accumulation(platform) == "float64"
     return {
         name: rule
         for measure in measures
         for name, rule in measure.statistics.items()
-        if name not in measure.carried
+        if name not in measure.carried and not (exact and name in measure.derived)
     }
 
 
@@ -80,7 +81,7 @@ def block_statistics(
     def statistics(
         count: jax.Array, now: jax.Array, previous: jax.Array, first: jax.Array
     ) -> jax.Array:
-        one_pass = _Pass(measures, "float32" if platform == "tpu" else "float64", count)
+        one_pass = _Pass(measures, platform, count)
         if platform == "cpu":
             return one_pass.by_rows(now, previous, first)
         return one_pass.at_once(now, previous, first)
@@ -93,17 +94,28 @@ def combine(rule: Rule, parts: ArrayLike) -> float:
     return float(COMBINE[rule].reduce(np.asarray(parts, np.float64).reshape(-1)))
 
 
+def _larger(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return the larger of floats that are not negative, or NaN where one is.
+
+    As integers their bits are in the same order, NaN the largest; comparing floats takes twice as
+    long, for it has to look for NaN.
+    """
+    as_integers = (lax.bitcast_convert_type(x, f"int{8 * x.dtype.itemsize}") for x in (a, b))
+    return lax.bitcast_convert_type(jnp.maximum(*as_integers), a.dtype)
+
+
 _REDUCE = {"sum": jnp.sum, "max": jnp.max, "min": jnp.min}
-_MERGE = {"sum": jnp.add, "max": jnp.maximum, "min": jnp.minimum}
-NEUTRAL: Mapping[Rule, float] = {"sum": 0.0, "max": -np.inf, "min": np.inf}
+_MERGE = {"sum": jnp.add, "max": _larger, "min": jnp.minimum}
+NEUTRAL: Mapping[Rule, float] = {"sum": 0.0, "max": 0.0, "min": np.inf}
 
 
 class _Pass:
     """The statistics of the first `count` elements of some buffers."""
 
-    def __init__(self, measures: Sequence[WeightMeasure], dtype: str, count: jax.Array) -> None:
-        self.measures, self.dtype, self.count = measures, dtype, count
-        self.rules = statistic_rules(measures)
+    def __init__(self, measures: Sequence[WeightMeasure], platform: str, count: jax.Array) -> None:
+        self.measures, self.count = measures, count
+        self.dtype = "float64" if accumulation(platform) == "float64" else "float32"
+        self.rules = statistic_rules(measures, platform)
 
     def at_once(self, *buffers: jax.Array) -> jax.Array:
         """All elements in one reduction."""
@@ -115,25 +127,49 @@ class _Pass:
 
     def by_rows(self, *buffers: jax.Array) -> jax.Array:
         """Row by row into as many accumulators as a row is long."""
+        beside = {n: of for one in self.measures for n, of in one.beside_nonfinite.items()}
+        totals = self._over_rows([name for name in self.rules if name not in beside], buffers)
+        for name, of in beside.items():
+            totals[name] = lax.cond(
+                jnp.isfinite(totals[of]),
+                lambda: jnp.zeros((), self.dtype),
+                lambda name=name: self._over_rows([name], buffers)[name].astype(self.dtype),
+            )
+        return self._stack(totals)
+
+    def _over_rows(self, names: Sequence[str], buffers: Sequence[jax.Array]) -> Terms:
+        def row(start: jax.Array) -> Terms:
+            terms = self._terms(*(lax.dynamic_slice(b, (start,), (_ROW,)) for b in buffers))
+            return {name: terms[name] for name in names}
+
+        def merged(a: Terms, b: Terms) -> Terms:
+            return {name: _MERGE[self.rules[name]](a[name], b[name]) for name in names}
 
         def several_rows(turn: jax.Array, rows: Terms) -> Terms:
             for number in range(_ROWS_AT_ONCE):
-                rows = self._merged(rows, self._row(buffers, turn * _STRIDE + number * _ROW))
+                rows = merged(rows, row(turn * _STRIDE + number * _ROW))
             return rows
 
         def last_row(turn: jax.Array, rows: Terms) -> Terms:
             start = whole * _STRIDE + turn * _ROW
             keep = start + jnp.arange(_ROW, dtype=jnp.int32) < self.count
-            return self._merged(rows, self._masked(self._row(buffers, start), keep))
+            return merged(rows, self._masked(row(start), keep))
 
         whole = self.count // _STRIDE
         left = -(-(self.count - whole * _STRIDE) // _ROW)
-        rows = lax.fori_loop(0, whole, several_rows, self._neutral(buffers))
+        rows = {
+            name: jnp.full(term.shape, NEUTRAL[self.rules[name]], term.dtype)
+            for name, term in jax.eval_shape(row, self.count).items()
+        }
+        rows = lax.fori_loop(0, whole, several_rows, rows)
         rows = lax.fori_loop(0, left, last_row, rows)
-        return self._stack({n: _REDUCE[rule](rows[n]) for n, rule in self.rules.items()})
+        return {name: _REDUCE[self.rules[name]](rows[name]) for name in names}
 
-    def _row(self, buffers: Sequence[jax.Array], start: jax.Array) -> Terms:
-        return self._terms(*(lax.dynamic_slice(b, (start,), (_ROW,)) for b in buffers))
+    def _masked(self, terms: Terms, keep: jax.Array) -> Terms:
+        return {
+            name: jnp.where(keep, term, jnp.asarray(NEUTRAL[self.rules[name]], term.dtype))
+            for name, term in terms.items()
+        }
 
     def _terms(self, *values: jax.Array) -> Terms:
         stored = values[0]
@@ -142,21 +178,10 @@ class _Pass:
         block = Block(*(value.astype(self.dtype) for value in values), stored=stored)
         terms = {name: t for measure in self.measures for name, t in measure.terms(block).items()}
         # Truth values are counted.
-        return {n: t.astype(jnp.int32) if t.dtype == bool else t for n, t in terms.items()}
-
-    def _neutral(self, buffers: Sequence[jax.Array]) -> Terms:
-        rows = (jax.ShapeDtypeStruct((_ROW,), buffer.dtype) for buffer in buffers)
-        shapes = jax.eval_shape(self._terms, *rows)
-        return {n: self._fill(self.rules[n], s.dtype, (_ROW,)) for n, s in shapes.items()}
-
-    def _masked(self, terms: Terms, keep: jax.Array) -> Terms:
-        return {n: jnp.where(keep, t, self._fill(self.rules[n], t.dtype)) for n, t in terms.items()}
-
-    def _merged(self, a: Terms, b: Terms) -> Terms:
-        return {n: _MERGE[rule](a[n], b[n]) for n, rule in self.rules.items()}
-
-    def _fill(self, rule: Rule, dtype: np.dtype, shape: tuple[int, ...] = ()) -> jax.Array:
-        return jnp.full(shape, NEUTRAL[rule], dtype)
+        return {
+            name: terms[name].astype(jnp.int32) if terms[name].dtype == bool else terms[name]
+            for name in self.rules
+        }
 
     def _stack(self, totals: Terms) -> jax.Array:
         return jnp.stack([totals[name].astype(self.dtype) for name in self.rules])[:, None]
