@@ -8,10 +8,12 @@ checksum. Sources: https://github.com/google/leveldb/blob/main/doc/table_format.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 
 import google_crc32c
 import numpy as np
@@ -46,6 +48,28 @@ _DTYPES = {
 }
 
 
+def _unlocked_extend() -> Callable[[int, np.ndarray], int]:
+    """Return `google_crc32c.extend`, without the interpreter lock where that can be had.
+
+    The package holds the lock while it sums, so that one core would check what all cores read; a
+    call of the same C function through ctypes lets go of it. Built without C, or linked so that
+    the function is not to be seen, the package's own is as right.
+    """
+    built = find_spec("google_crc32c._crc32c")
+    try:
+        function = ctypes.CDLL(built.origin).crc32c_extend if built and built.origin else None
+    except (AttributeError, OSError):
+        function = None
+    if function is None:
+        return google_crc32c.extend
+    function.restype = ctypes.c_uint32
+    function.argtypes = [ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t]
+    return lambda checksum, data: function(checksum, data.ctypes.data, data.nbytes)
+
+
+_extend = _unlocked_extend()
+
+
 class _Damaged(Exception):
     """Something in the table is not as it must be."""
 
@@ -73,7 +97,7 @@ class BundleArray(DiskArray):
                 self._rows_so_far = self._checksum_so_far = 0
             if start != self._rows_so_far:
                 return
-            self._checksum_so_far = google_crc32c.extend(self._checksum_so_far, data)
+            self._checksum_so_far = _extend(self._checksum_so_far, data)
             self._rows_so_far = stop
             found, whole = self._checksum_so_far, stop == (self.shape[0] if self.shape else 1)
         if whole and found != self._checksum:
