@@ -155,7 +155,7 @@ class WeightStream:
         dtype = _common_dtype({self.trajectory[step].parameters[name].dtype for step in steps})
         number = 3 + blocks_ahead(self.trajectory) + (platform != "cpu")
         buffers = self._mine.buffers.take(number, capacity(int(count), platform), dtype)
-        under_way: deque[jax.Array] = deque()
+        under_way: deque[jax.Array | np.ndarray] = deque()
         first = previous = None
         for now in read_through(self.trajectory, name, box, steps, buffers, readers):
             # The CPU uses an aligned buffer where it lies, for as long as the call takes.

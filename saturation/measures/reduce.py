@@ -65,7 +65,7 @@ def capacity(count: int, platform: str) -> int:
 @lru_cache
 def block_statistics(
     measures: tuple[WeightMeasure, ...], platform: str
-) -> Callable[..., jax.Array]:
+) -> Callable[..., jax.Array | np.ndarray]:
     """Return the jitted pass over one block for these measures, compiled once per size and dtype.
 
     Args:
@@ -77,16 +77,28 @@ def block_statistics(
       combined by `combine` on the host. The arrays are flat buffers of one `capacity`, any float
       dtype, of which the first `count` elements are the block at three steps.
     """
+    if platform != "cpu":
+        return jax.jit(lambda count, *buffers: _Pass(measures, platform, count).at_once(*buffers))
 
-    def statistics(
-        count: jax.Array, now: jax.Array, previous: jax.Array, first: jax.Array
-    ) -> jax.Array:
-        one_pass = _Pass(measures, platform, count)
-        if platform == "cpu":
-            return one_pass.by_rows(now, previous, first)
-        return one_pass.at_once(now, previous, first)
+    def by_rows(*names: str) -> Callable[..., jax.Array]:
+        return jax.jit(lambda count, *all_: _Pass(measures, platform, count).by_rows(names, *all_))
 
-    return jax.jit(statistics)
+    rules = statistic_rules(measures, platform)
+    beside = {name: of for measure in measures for name, of in measure.beside_nonfinite.items()}
+    always = [name for name in rules if name not in beside]
+    reduce_always = by_rows(*always)
+    reduce_beside = {name: by_rows(name) for name in beside}  # compiled where they are called
+
+    def statistics(count: np.int32, *buffers: np.ndarray | jax.Array) -> np.ndarray:
+        found = dict(zip(always, np.asarray(reduce_always(count, *buffers)), strict=True))
+        for name, of in beside.items():
+            finite = np.isfinite(found[of]).all()
+            found[name] = (
+                np.zeros(1) if finite else np.asarray(reduce_beside[name](count, *buffers))[0]
+            )
+        return np.stack([found[name] for name in rules])
+
+    return statistics
 
 
 def combine(rule: Rule, parts: ArrayLike) -> float:
@@ -125,19 +137,9 @@ class _Pass:
             return self._stack({n: _REDUCE[rule](terms[n]) for n, rule in self.rules.items()})
         return jnp.stack([_two_float(rule, terms[n]) for n, rule in self.rules.items()])
 
-    def by_rows(self, *buffers: jax.Array) -> jax.Array:
-        """Row by row into as many accumulators as a row is long."""
-        beside = {n: of for one in self.measures for n, of in one.beside_nonfinite.items()}
-        totals = self._over_rows([name for name in self.rules if name not in beside], buffers)
-        for name, of in beside.items():
-            totals[name] = lax.cond(
-                jnp.isfinite(totals[of]),
-                lambda: jnp.zeros((), self.dtype),
-                lambda name=name: self._over_rows([name], buffers)[name].astype(self.dtype),
-            )
-        return self._stack(totals)
+    def by_rows(self, names: Sequence[str], *buffers: jax.Array) -> jax.Array:
+        """Some statistics, row by row into as many accumulators as a row is long."""
 
-    def _over_rows(self, names: Sequence[str], buffers: Sequence[jax.Array]) -> Terms:
         def row(start: jax.Array) -> Terms:
             terms = self._terms(*(lax.dynamic_slice(b, (start,), (_ROW,)) for b in buffers))
             return {name: terms[name] for name in names}
@@ -163,7 +165,7 @@ class _Pass:
         }
         rows = lax.fori_loop(0, whole, several_rows, rows)
         rows = lax.fori_loop(0, left, last_row, rows)
-        return {name: _REDUCE[self.rules[name]](rows[name]) for name in names}
+        return self._stack({name: _REDUCE[self.rules[name]](rows[name]) for name in names})
 
     def _masked(self, terms: Terms, keep: jax.Array) -> Terms:
         return {
@@ -184,7 +186,7 @@ class _Pass:
         }
 
     def _stack(self, totals: Terms) -> jax.Array:
-        return jnp.stack([totals[name].astype(self.dtype) for name in self.rules])[:, None]
+        return jnp.stack([total.astype(self.dtype) for total in totals.values()])[:, None]
 
 
 def _two_float(rule: Rule, terms: jax.Array) -> jax.Array:
