@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import jax
 import ml_dtypes
@@ -55,10 +56,13 @@ def by_device(measure: WeightMeasure, platform: str, *values: np.ndarray) -> dic
     return {n: combine(rule, parts) for (n, rule), parts in zip(rules.items(), found, strict=True)}
 
 
-def with_squares(found: dict[str, float], *values: np.ndarray) -> dict[str, float]:
-    """Add what is carried from other steps: the squares of the previous and the first array."""
+def completed(
+    measure: WeightMeasure, found: dict[str, float], *values: np.ndarray
+) -> dict[str, float]:
+    """Add what is carried from other steps, and what is derived and was not summed."""
     squares = [float(np.sum(value.astype(np.float64) ** 2)) for value in values[1:]]
-    return found | dict(zip(("previous_squares", "first_squares"), squares, strict=True))
+    sums = found | dict(zip(("previous_squares", "first_squares"), squares, strict=True))
+    return {name: derive(sums) for name, derive in measure.derived.items()} | sums
 
 
 @measures
@@ -73,8 +77,7 @@ def test_the_fused_pass_agrees_with_numpy_on_every_platform(
     found, expected = by_device(measure, platform, *values), by_numpy(measure, *values)
     unsummed = {*measure.carried, *(measure.derived if platform != "tpu" else ())}
     assert set(found) == set(measure.statistics) - unsummed
-    for name, derive in measure.derived.items():
-        found.setdefault(name, derive(with_squares(found, *values)))
+    found = completed(measure, found, *values)
     for name, wanted in expected.items():
         np.testing.assert_allclose(found[name], wanted, rtol, atol=rtol * scale, err_msg=name)
 
@@ -106,8 +109,9 @@ def test_every_stored_dtype_is_summed_at_its_own_values(
 ) -> None:
     values = [value.astype(dtype) for value in arrays(5000)]
     found, expected = by_device(measure, "cpu", *values), by_numpy(measure, *values)
-    for name, value in found.items():
-        np.testing.assert_allclose(value, expected[name], 1e-12, 1e-12, err_msg=name)
+    found = completed(measure, found, *values)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(found[name], wanted, 1e-12, 1e-12, err_msg=name)
 
 
 def test_statistics_of_one_name_are_one_statistic() -> None:
@@ -135,6 +139,14 @@ def test_what_is_not_finite_is_counted(platform: str) -> None:
     assert found["nonfinite"] == 4
     assert not np.isfinite(found["sum_squares"])
     assert not np.isfinite(found["max_abs"])
+
+
+@measures
+def test_what_is_derived_of_infinite_sums_is_nan_without_a_warning(measure: WeightMeasure) -> None:
+    infinite = {name: np.array([np.inf]) for name in measure.statistics}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(np.isnan(derive(infinite)).all() for derive in measure.derived.values())
 
 
 @measures
@@ -201,9 +213,7 @@ def test_one_minus_cosine_holds_for_small_steps(platform: str, step: float) -> N
     info = ArrayInfo(*(np.ones((1, 1)),) * 3)
     metrics = []
     for found in (by_device(direction, platform, *values), by_numpy(direction, *values)):
-        sums = with_squares(found, *values)
-        for name, derive in direction.derived.items():
-            sums.setdefault(name, derive(sums))
+        sums = completed(direction, found, *values)
         columns = {name: np.array([[value]]) for name, value in sums.items()}
         metrics.append(direction.metrics(columns, info))
     for name, rtol, atol in (("cosine_distance", 1e-4, 0), ("alignment", 0, 1e-6)):
@@ -214,14 +224,10 @@ def test_one_minus_cosine_holds_where_one_weight_moved_by_one_rounding() -> None
     first = np.random.default_rng(0).standard_normal(50_000).astype(np.float32)
     moved = first.copy()
     moved[7] = np.nextafter(moved[7], np.float32(9))
-    sums = with_squares(
-        by_device(MEASURES["direction"], "cpu", moved, first, first), moved, first, first
-    )
-    derived = MEASURES["direction"].derived["previous_delta"](sums)
-    columns = {
-        name: np.array([[value]]) for name, value in (sums | {"previous_delta": derived}).items()
-    }
-    found = MEASURES["direction"].metrics(columns, ArrayInfo(*(np.ones((1, 1)),) * 3))
+    direction, values = MEASURES["direction"], (moved, first, first)
+    sums = completed(direction, by_device(direction, "cpu", *values), *values)
+    columns = {name: np.array([[value]]) for name, value in sums.items()}
+    found = direction.metrics(columns, ArrayInfo(*(np.ones((1, 1)),) * 3))
     a, b = first.astype(np.longdouble), moved.astype(np.longdouble)
     aa, ad, dd = a @ a, a @ (b - a), (b - a) @ (b - a)
     exact = (dd - ad**2 / aa) / (2 * aa)

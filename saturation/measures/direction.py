@@ -31,7 +31,8 @@ def previous_delta(sums: Mapping[str, Any]) -> Any:
     Of float64 sums it is off by some 1e-15·‖θ‖²: 1 − cos by 1e-15·‖θ‖/‖δ‖ of itself, and float32
     weights that differ at all differ by more than 1e-11·‖θ‖.
     """
-    return (sums["sum_squares"] - sums["previous_squares"] - sums["delta_squares"]) / 2
+    with np.errstate(invalid="ignore"):  # of weights that are not finite it is NaN
+        return (sums["sum_squares"] - sums["previous_squares"] - sums["delta_squares"]) / 2
 
 
 def one_minus_cosine(squares: np.ndarray, delta_squares: np.ndarray, dot: np.ndarray) -> np.ndarray:
