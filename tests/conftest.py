@@ -1,4 +1,7 @@
-"""What every test runs under: 8 simulated CPU devices, strict dtypes, and the shared fixtures."""
+"""What every test runs under: 8 simulated CPU devices, strict dtypes, and the shared fixtures.
+
+With JAX_PLATFORMS set to an accelerator's and `cpu` (`cuda,cpu`), tests run on that instead.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 
 import signal
 
+import jax
 import jaxtyping
 import pytest
 
@@ -43,6 +47,20 @@ def fixtures() -> Path:
 def reference() -> Path:
     """The published series that the measures must reproduce."""
     return _shared("reference")
+
+
+@pytest.fixture
+def eight_devices() -> None:
+    """Eight devices, among which something is shared out."""
+    if jax.device_count() != 8:
+        pytest.skip(f"needs eight devices, such as simulated ones; found {jax.devices()}")
+
+
+@pytest.fixture
+def highest_precision() -> Iterator[None]:
+    """Matrix products as the driver asks for them, where a test calls what the driver calls."""
+    with jax.default_matmul_precision("highest"):
+        yield
 
 
 @pytest.fixture

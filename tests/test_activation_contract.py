@@ -28,7 +28,7 @@ TRACES = []
 
 
 @pytest.fixture(autouse=True)
-def x64():
+def x64(highest_precision):
     with enable_x64(True):
         yield
 
@@ -172,6 +172,7 @@ def test_sums_add_up_over_sequences(measure):
     assert_same(added(measure, observed_by_sequence()), observed()[measure.name])
 
 
+@pytest.mark.usefixtures("eight_devices")
 @measures
 def test_eight_devices_are_one(measure):
     rows = observed_by_sequence()

@@ -195,8 +195,10 @@ def attack(folder: Path, tmp_path: Path, seed: int, cases: int) -> dict[str, int
 
 @pytest.mark.usefixtures("checksums")
 def test_some_mutations_of_every_format(healthy, tmp_path):
-    outcome = attack(healthy, tmp_path, seed=1, cases=15)
-    assert outcome["error"] > 0
+    # Orbax draws the names and the layout of its files anew, so the same seed hits other bytes, and
+    # fifteen cases may all fall where nothing is read; ten times fifteen do not.
+    tried = (attack(healthy, tmp_path / str(seed), seed, cases=15) for seed in range(1, 11))
+    assert any(outcome["error"] > 0 for outcome in tried)
 
 
 @pytest.mark.slow

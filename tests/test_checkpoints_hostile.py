@@ -191,7 +191,11 @@ def test_a_msgpack_file_of_very_many_arrays(tmp_path):
 # -- names and shapes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["embed" * 30_000 + "!", "a" * 200_000, "block_" * 30_000])
+@pytest.mark.parametrize(
+    "name",
+    ["embed" * 30_000 + "!", "a" * 200_000, "block_" * 30_000],
+    ids=["embed", "a", "block"],  # pytest hands a test's name to processes, which have no such room
+)
 @pytest.mark.parametrize("form", ["safetensors", "flax"])
 def test_a_name_that_patterns_take_for_ever_to_match(tmp_path, name, form):
     if form == "safetensors":

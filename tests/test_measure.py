@@ -147,6 +147,7 @@ def test_blocks_and_lanes_give_what_whole_arrays_give(
     pd.testing.assert_frame_equal(blocked, table, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.usefixtures("eight_devices")
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_accelerators_share_the_arrays_and_give_the_same_table(
     folder: Path,

@@ -266,6 +266,7 @@ def test_a_temperature_for_each_attention():
         forward(parameters, *tokens, temperature={"encoder": 0.0})
 
 
+@pytest.mark.usefixtures("highest_precision")
 def test_gradients_in_parameters_and_temperature_are_finite():
     config = FORMS["umt5"]
     parameters = nested(in_dtype(random_parameters(config), np.float32))

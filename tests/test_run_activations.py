@@ -18,6 +18,7 @@ from saturation.measures.heads import HEADS
 from saturation.run_activations import ActivationSettings, observe_checkpoint
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_neither_batch_size_nor_mesh_matter_and_sums_are_float64():
     """On 8 devices, each with a row, of which most are padding; and on 8 that split the model."""
     checkpoint, tokens = checkpoint_and_tokens()
@@ -33,6 +34,7 @@ def test_neither_batch_size_nor_mesh_matter_and_sums_are_float64():
     assert found[0]["heads"]["encoder/layers_0/attention/head_0"]["tokens"] == 15
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_a_process_reads_each_slice_of_a_parameter_once():
     checkpoint, tokens = checkpoint_and_tokens()
     observe_checkpoint(checkpoint, (HEADS,), ActivationSettings(tokens, mesh={"model": 8}))

@@ -165,6 +165,7 @@ def test_a_head_whose_queries_have_one_key_has_no_sharpness_and_still_snaps():
 # --- the driver ---------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_the_driver_adds_batches_and_takes_what_is_distinct_from_the_corpus():
     checkpoint, tokens = checkpoint_and_tokens()
     corpus = TokenBatch(*(np.array([[1, 2], [1, 2], [3, 4], [3, 4]], np.int32),) * 2, "corpus")

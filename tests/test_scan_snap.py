@@ -150,6 +150,7 @@ def test_training_is_gradient_descent_with_momentum() -> None:
             np.testing.assert_allclose(found[run, place], expected, rtol=2e-4)
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_neither_neighbours_in_the_sweep_nor_devices_change_a_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -40,6 +40,7 @@ def test_a_mesh_that_says_something_else_is_refused(text):
         parse_mesh(text)
 
 
+@pytest.mark.usefixtures("eight_devices")
 @pytest.mark.parametrize(
     ("sizes", "shape"),
     [
@@ -56,12 +57,14 @@ def test_the_mesh_has_every_device_once(sizes, shape):
     assert set(mesh.devices.flat) == set(jax.devices())
 
 
+@pytest.mark.usefixtures("eight_devices")
 @pytest.mark.parametrize("sizes", [{"data": 3}, {"model": 16}, {"data": 2, "model": 2}])
 def test_a_mesh_that_leaves_devices_out_is_refused(sizes):
     with pytest.raises(MeasureError, match=r"of which there are 8: give .* with N·M = 8"):
         make_mesh(sizes)
 
 
+@pytest.mark.usefixtures("eight_devices")
 @pytest.mark.parametrize(("nbytes", "model"), [(20, 1), (21, 2), (80, 4), (161, 8)])
 def test_a_model_too_large_for_a_device_is_split(monkeypatch, nbytes, model):
     class Device:
@@ -85,6 +88,7 @@ def test_every_axis_of_every_parameter_has_a_name(name):
     }
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_a_parameter_is_split_along_one_axis_that_divides_evenly():
     mesh = make_mesh({"data": 2, "model": 4})
     cases = {
@@ -100,6 +104,7 @@ def test_a_parameter_is_split_along_one_axis_that_divides_evenly():
         assert parameter_sharding(mesh, axes, shape).spec == PartitionSpec(*spec), (axes, shape)
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_each_slice_is_read_once_and_lies_where_it_belongs():
     mesh = make_mesh({"data": 2, "model": 4})
     whole = np.arange(48, dtype=np.float32).reshape(8, 6)

@@ -6,10 +6,14 @@ Attention of the last token m over the tokens before it, in terms of their count
 
 Z = U W_Q W_Kᵀ Uᵀ/√d and Y = U W_V W_O Uᵀ of an ordinary layer with embedding U. Source: arXiv
 2305.16380, section 2 and equations (2) and (4).
+
+Products of matrices are float32's own on every device: what an accelerator takes for float32 by
+default has three digits, of which theory and training would differ visibly.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -18,6 +22,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from saturation.attention import attend, attention_scores, tempered_softmax
+
+_exact = partial(jax.default_matmul_precision, "highest")
 
 
 class Parameters(NamedTuple):
@@ -62,7 +68,9 @@ def logits(parameters: Parameters, sequences: Sequences) -> Float[Array, "batch 
     f = b / jnp.linalg.norm(b, axis=1, keepdims=True)
     rows = jnp.arange(len(f))[:, None]
     everywhere = jnp.zeros((len(f), len(parameters.y)), f.dtype)
-    return everywhere.at[rows, sequences.tokens].set(f, unique_indices=True) @ parameters.y
+    rows_of_y = everywhere.at[rows, sequences.tokens].set(f, unique_indices=True)
+    with _exact():
+        return rows_of_y @ parameters.y
 
 
 def log_probabilities(parameters: Parameters, sequences: Sequences) -> Float[Array, " batch"]:
@@ -96,12 +104,13 @@ def lemma_1(
     """
     vocab = len(parameters.y)
     x = jax.nn.one_hot(tokens, vocab)
-    b = jax.nn.softmax(x @ parameters.z[last])
-    norm = jnp.linalg.norm(x.T @ b)
-    f = x.T @ b / norm
-    error = jax.nn.one_hot(following, vocab) - jax.nn.softmax(f @ parameters.y)
-    projection = (jnp.eye(vocab) - jnp.outer(f, f)) / norm
-    row = error @ parameters.y.T @ projection @ (x.T * b) @ x
+    with _exact():
+        b = jax.nn.softmax(x @ parameters.z[last])
+        norm = jnp.linalg.norm(x.T @ b)
+        f = x.T @ b / norm
+        error = jax.nn.one_hot(following, vocab) - jax.nn.softmax(f @ parameters.y)
+        projection = (jnp.eye(vocab) - jnp.outer(f, f)) / norm
+        row = error @ parameters.y.T @ projection @ (x.T * b) @ x
     return Parameters(y=jnp.outer(f, error), z=jnp.outer(jax.nn.one_hot(last, vocab), row))
 
 
@@ -119,6 +128,10 @@ class OneLayer(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch vocab"]:
         """Logits of the token after `tokens`; the last one attends to all before it."""
+        with _exact():
+            return self._logits(tokens)
+
+    def _logits(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch vocab"]:
         embedding = nn.Embed(self.vocab_size, self.embed, name="token_embedder")
         context, last = tokens[:, :-1], tokens[:, -1:]
         query = nn.Dense(self.embed, use_bias=False, name="query")(embedding(last))
@@ -138,4 +151,5 @@ def as_parameters(params: dict) -> Parameters:
     u = params["token_embedder"]["embedding"]
     query, key, value, out = (params[name]["kernel"] for name in ("query", "key", "value", "out"))
     scale = u.shape[1] ** -0.5
-    return Parameters(y=u @ value @ out @ u.T, z=(u @ query * scale) @ (u @ key).T)
+    with _exact():
+        return Parameters(y=u @ value @ out @ u.T, z=(u @ query * scale) @ (u @ key).T)

@@ -108,4 +108,13 @@ def make_update(
         rate = jnp.asarray(schedule(state["step"]))
         return after, {"loss": loss, "learning_rate": rate, "norm": parameter_norm(params)}
 
-    return jax.jit(update, donate_argnums=0)
+    return jax.jit(update, donate_argnums=0, compiler_options=_reproducible())
+
+
+def _reproducible() -> dict[str, bool]:
+    """Options with which the compiled update gives the same bits every time.
+
+    A GPU otherwise adds up the gradient of the embedding in the order in which its threads come,
+    and chooses its kernels by how long each took. CPUs and TPUs do neither.
+    """
+    return {"xla_gpu_deterministic_ops": True} if jax.default_backend() == "gpu" else {}
