@@ -3,10 +3,10 @@
     git clone https://github.com/google-research/t5x /tmp/t5x     # nothing of it is committed here
     python benchmarks/forward.py --t5x /tmp/t5x [--torch] [--rounds 5]
 
-Batch 8, 128 + 128 tokens, float32 at the highest matmul precision, logits out. All three get the
-same weights (T5X's initialisers, seed 0) and must agree before they are timed; they take turns in
-one process. Torch needs torch and transformers, which the package does not. Prints JSON, then a
-sentence.
+Batch 8, 128 + 128 tokens, float32 at the highest matmul precision, logits out, which stay on the
+device. All three get the same weights (T5X's initialisers, seed 0) and must agree before they are
+timed; they take turns in one process, on the GPU where JAX and torch have one. Torch needs torch
+and transformers, which the package does not. Prints JSON, then a sentence.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,12 +29,12 @@ from saturation_against_torch import hugging_face_name, oriented
 from saturation.models import T5, T5Config
 
 BATCH, LENGTH, SIZE = 8, 128, "t5-base"
-Forward = Callable[[], np.ndarray]
+Forward = Callable[[], Any]  # logits, on the device
 
 
 def ours(config: T5Config, params, tokens: np.ndarray) -> Forward:
     model = jax.jit(lambda params, tokens: T5(config).apply({"params": params}, tokens, tokens)[0])
-    return lambda: jax.device_get(model(params, tokens))
+    return lambda: jax.block_until_ready(model(params, tokens))
 
 
 def t5x(config: T5Config, params, tokens: np.ndarray, path: Path) -> Forward:
@@ -60,7 +61,7 @@ def t5x(config: T5Config, params, tokens: np.ndarray, path: Path) -> Forward:
             {"params": params}, tokens, tokens, tokens, enable_dropout=False
         )
     )
-    return lambda: jax.device_get(model(params, tokens))
+    return lambda: jax.block_until_ready(model(params, tokens))
 
 
 def hugging_face(config: T5Config, params, tokens: np.ndarray) -> Forward:
@@ -87,11 +88,16 @@ def hugging_face(config: T5Config, params, tokens: np.ndarray) -> Forward:
     if missing or unexpected:
         raise SystemExit(f"weights do not fit torch's T5: missing {missing}, left {unexpected}")
     model.tie_weights()
-    ids = torch.from_numpy(tokens).long()
+    on_gpu = jax.default_backend() == "gpu"
+    model = model.to("cuda" if on_gpu else "cpu")
+    ids = torch.from_numpy(tokens).long().to(model.device)
 
-    def forward() -> np.ndarray:
+    def forward() -> torch.Tensor:
         with torch.inference_mode():
-            return model(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits.numpy()
+            found = model(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits
+        if on_gpu:
+            torch.cuda.synchronize()
+        return found
 
     return forward
 
@@ -112,9 +118,11 @@ def main() -> None:
         forwards["t5x"] = t5x(config, params, tokens, arguments.t5x)
     if arguments.torch:
         forwards["torch"] = hugging_face(config, jax.device_get(params), tokens)
-    expected = forwards["ours"]()
+    expected = np.asarray(forwards["ours"]())
     for name, forward in forwards.items():
-        error = float(np.abs(forward() - expected).max() / np.abs(expected).max())
+        found = forward()
+        found = found.cpu().numpy() if name == "torch" else np.asarray(found)
+        error = float(np.abs(found - expected).max() / np.abs(expected).max())
         if not error < 1e-4:
             raise SystemExit(f"{name}'s logits differ from ours by {error:.1e} of the largest")
 
@@ -122,13 +130,15 @@ def main() -> None:
     ratios = {name: ratio(timed, "ours", to=name) for name in forwards if name != "ours"}
     facts = {
         "model": SIZE, "batch": BATCH, "tokens": [LENGTH, LENGTH], "dtype": "float32",
-        "cores": os.cpu_count(), "jax": jax.__version__, "timed": timed, "ours_over": ratios,
+        "cores": os.cpu_count(), "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__, "timed": timed, "ours_over": ratios,
     }  # fmt: skip
     print(json.dumps(facts, indent=1))
+    seconds = timed["ours"]["median_s"]
     compared = " and ".join(f"{value:.3f} of {name}'s" for name, value in ratios.items())
     print(
-        f"{SIZE}, batch {BATCH}, {LENGTH} + {LENGTH} tokens, float32, {os.cpu_count()} cores: "
-        f"{timed['ours']['median_s']:.2f} s, {compared or 'nothing to compare with'}."
+        f"{SIZE}, batch {BATCH}, {LENGTH} + {LENGTH} tokens, float32, {os.cpu_count()} cores, "
+        f"{facts['device']}: {seconds:.4f} s, {compared or 'nothing to compare with'}."
     )
 
 

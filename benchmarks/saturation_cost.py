@@ -192,11 +192,19 @@ def layer_memory(name: str) -> dict[str, float]:
         jax.block_until_ready(ready(params))
     planned = ready.memory_analysis()
     given, made = planned.argument_size_in_bytes, planned.output_size_in_bytes
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     return {
         "planned_gb": (given + planned.temp_size_in_bytes + made) / 1e9,
-        "peak_gb": int(peak[1]) * 1024 / 1e9,
+        "peak_gb": peak_bytes() / 1e9,
     }
+
+
+def peak_bytes() -> int:
+    """The most memory that the device, or else the process, has used so far."""
+    of_device = jax.local_devices()[0].memory_stats()
+    if of_device is not None:
+        return of_device["peak_bytes_in_use"]
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def in_a_process(name: str) -> dict[str, float]:

@@ -6,6 +6,7 @@ Exit 0: all that was asked is done. 1: it failed, with one clear sentence on std
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -166,6 +167,8 @@ def measure_trajectory(
         _print(work if as_json else planned_text(work))
         return
 
+    import jax
+
     from saturation.batches import read_corpus_tokens, read_tokens
     from saturation.measures import needs_corpus, needs_tokens
     from saturation.processes import everywhere, is_first, join
@@ -182,6 +185,9 @@ def measure_trajectory(
             text = read_corpus_tokens(corpus or tokens, vocabulary, length)
         return ActivationSettings(batch, batch_size, scale, terms, fast, chosen, sizes, text)
 
+    # On the CPU the thread that has read a block computes on it: to hand it to one of XLA's costs a
+    # sixth of that. Asked for before JAX looks for devices.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     sizes = None if mesh is None else parse_mesh(mesh)
     if distributed:
         join()
@@ -369,6 +375,9 @@ def main() -> None:
     # Matrices here are small and many: threads within one wait for each other longer than they
     # work, and cores are kept busy by several matrices at a time. Read when NumPy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Imports make some 10⁵ objects and no garbage, but at Python's own pace it is looked for 400
+    # times before anything is measured, and worker threads stand still meanwhile.
+    gc.set_threshold(10_000, 50, 50)
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

@@ -26,6 +26,7 @@ from saturation.measures.reduce import (
     accumulation,
     block_statistics,
     capacity,
+    derived_at,
     enable_x64,
     statistic_rules,
 )
@@ -143,7 +144,7 @@ class WeightStream:
                 so_far = np.append(parts, totals[:, position : position + 1], axis=1)
                 for rule, rows in rows_of.items():
                     totals[rows, position] = COMBINE[rule].reduce(so_far[rows], axis=1)
-        return _completed(dict(zip(rules, totals, strict=True)), job.measures)
+        return _completed(dict(zip(rules, totals, strict=True)), job.measures, self._platform)
 
     def _block(
         self, job: Job, name: str, box: Box, steps: Sequence[int], readers: Executor | None
@@ -183,13 +184,18 @@ class _OfThread(threading.local):
 _threads = itertools.count()
 
 
-def _completed(totals: Totals, measures: Sequence[WeightMeasure]) -> Totals:
+def _completed(totals: Totals, measures: Sequence[WeightMeasure], platform: str) -> Totals:
     """Add the statistics that are another's value at another step, or derived from others."""
     for measure in measures:
         for name, (source, step) in measure.carried.items():
             values = totals[source]
             first = np.broadcast_to(values[:1], values.shape)
             totals[name] = first if step == "first" else np.append(values[:1], values[:-1])
+    for position in range(min(2, len(next(iter(totals.values()))))):
+        sums = {name: values[position] for name, values in totals.items()}
+        for name, derive in derived_at(position, measures, platform).items():
+            totals[name][position] = derive(sums)
+    for measure in measures:
         for name, derive in measure.derived.items():
             if name not in totals:
                 totals[name] = derive(totals)

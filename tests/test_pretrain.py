@@ -192,7 +192,7 @@ def _start(out, variables):
     environment = {
         **os.environ,
         **variables,
-        "PYTHONPATH": str(Path(saturation.__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join([str(Path(saturation.__file__).parents[1]), *sys.path]),
     }
     return subprocess.Popen([sys.executable, "-c", code, config], env=environment)
 

@@ -65,6 +65,8 @@ class WeightMeasure:
         at the previous or the first selected checkpoint, so that nothing is summed twice.
       derived: {statistic: the linear combination of other sums that it is}, used instead of its
         own sum where sums are float64, in which the difference loses nothing that matters.
+      derived_at: {0 or 1: {statistic: likewise}}: what it is at the first step read, where now,
+        previous and first are one array, and at the second, where previous and first are one.
       beside_nonfinite: {statistic: a sum}: it is 0 where that sum is finite, and has to be summed
         only where it is not.
       compares_steps: whether it needs the previous checkpoint, so that the first has no value.
@@ -80,6 +82,9 @@ class WeightMeasure:
     metrics: Callable[[Statistics, ArrayInfo], dict[str, np.ndarray]]
     carried: Mapping[str, tuple[str, Literal["previous", "first"]]] = field(default_factory=dict)
     derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
+    derived_at: Mapping[int, Mapping[str, Callable[[Mapping[str, Any]], Any]]] = field(
+        default_factory=dict
+    )
     beside_nonfinite: Mapping[str, str] = field(default_factory=dict)
     compares_steps: bool = False
     against_first: tuple[str, ...] = ()

@@ -35,6 +35,12 @@ def previous_delta(sums: Mapping[str, Any]) -> Any:
         return (sums["sum_squares"] - sums["previous_squares"] - sums["delta_squares"]) / 2
 
 
+def first_now(sums: Mapping[str, Any]) -> Any:
+    """Return ⟨θ_first, θ_t′⟩ = (‖θ_t′‖² + ‖θ_t‖² − ‖δ‖²)/2, where θ_t is θ_first."""
+    with np.errstate(invalid="ignore"):
+        return (sums["sum_squares"] + sums["previous_squares"] - sums["delta_squares"]) / 2
+
+
 def one_minus_cosine(squares: np.ndarray, delta_squares: np.ndarray, dot: np.ndarray) -> np.ndarray:
     """Return 1 − cos(θ, θ + δ) from ‖θ‖², ‖δ‖² and ⟨θ, δ⟩, exact near 0.
 
@@ -101,6 +107,13 @@ DIRECTION = WeightMeasure(
         "first_squares": ("sum_squares", "first"),
     },
     derived={"previous_delta": previous_delta},
+    derived_at={
+        0: {
+            "delta_squares": lambda sums: np.zeros_like(sums["sum_squares"]),
+            "first_now": lambda sums: sums["sum_squares"],
+        },
+        1: {"first_now": first_now},
+    },
     terms=terms,
     metrics=metrics,
     compares_steps=True,
