@@ -9,6 +9,7 @@ steps.
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -70,6 +71,8 @@ class WeightStream:
         reading = ThreadPoolExecutor(workers * (1 + ahead), "read") if ahead else nullcontext()
         errors, halted = [], False
         with reading as readers, ThreadPoolExecutor(workers, "measure") as pool:
+            for position in (2, 1, 0) if todo and self._platform == "cpu" else ():
+                pool.submit(self._compile, todo[0], position)
             waiting = [pool.submit(self._unless_halted, job, readers) for job in todo]
             # Several processes must speak of the same job at a time.
             for future in as_completed(waiting) if jax.process_count() == 1 else waiting:
@@ -85,6 +88,21 @@ class WeightStream:
                 f"Stopped by a signal. What was finished is in {self.folder.path}; "
                 "run the same command again to compute the rest."
             )
+
+    def _compile(self, job: Job, position: int) -> None:
+        """Compile what reduces blocks of the largest array at a position: 2 is any from there on.
+
+        Each thread another one; else all would compile the same one at a time.
+        """
+        largest = max((self.parameters[name] for name in job.names), key=lambda found: found.nbytes)
+        count = math.prod(largest.shape)
+        count = min(count, block_limit(self.trajectory) // largest.dtype.itemsize)
+        first, previous, now = self._mine.buffers.take(
+            3, capacity(count, self._platform), largest.dtype
+        )
+        previous, now = (previous, now) if position == 2 else (first, (first, now)[position])
+        with enable_x64(accumulation(self._platform) == "float64"):
+            block_statistics(job.measures, self._platform)(np.int32(0), now, previous, first)
 
     def _unless_halted(
         self, job: Job, readers: Executor | None
@@ -139,21 +157,27 @@ class WeightStream:
         boxes = blocks(parameter.shape, parameter.dtype.itemsize, axis, multiple, limit)
         # Arrays of one block are dealt to the processes in turn, as the blocks of larger ones are.
         turn = list(self.parameters).index(name)
+        dtype = _common_dtype({self.trajectory[step].parameters[name].dtype for step in steps})
         for box in boxes[(jax.process_index() - turn) % jax.process_count() :: jax.process_count()]:
-            for position, parts in enumerate(self._block(job, name, box, steps, readers)):
-                so_far = np.append(parts, totals[:, position : position + 1], axis=1)
-                for rule, rows in rows_of.items():
-                    totals[rows, position] = COMBINE[rule].reduce(so_far[rows], axis=1)
+            parts = np.stack([*self._block(job, name, dtype, box, steps, readers)], axis=1)
+            for rule, rows in rows_of.items():
+                of_block = COMBINE[rule].reduce(parts[rows], axis=2)
+                totals[rows] = COMBINE[rule](totals[rows], of_block)
         return _completed(dict(zip(rules, totals, strict=True)), job.measures, self._platform)
 
     def _block(
-        self, job: Job, name: str, box: Box, steps: Sequence[int], readers: Executor | None
+        self,
+        job: Job,
+        name: str,
+        dtype: np.dtype,
+        box: Box,
+        steps: Sequence[int],
+        readers: Executor | None,
     ) -> Iterator[np.ndarray]:
         """Yield the statistics of one block at each step."""
         platform = self._platform
         kernel = block_statistics(job.measures, platform)
-        count = np.int32(np.prod([part.stop - part.start for part in box]))
-        dtype = _common_dtype({self.trajectory[step].parameters[name].dtype for step in steps})
+        count = np.int32(math.prod(part.stop - part.start for part in box))
         number = 3 + blocks_ahead(self.trajectory) + (platform != "cpu")
         buffers = self._mine.buffers.take(number, capacity(int(count), platform), dtype)
         under_way: deque[jax.Array | np.ndarray] = deque()

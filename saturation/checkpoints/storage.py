@@ -13,6 +13,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -169,13 +170,13 @@ class Folder(ABC):
             )
 
     def _inside(self, name: str) -> str:
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        inside = _normal(name)
+        if inside is None:
             raise CheckpointFormatError(
                 f"{self.path}: the name {name!r}, found in the checkpoint, leads out of the "
                 "checkpoint's folder and is refused. The checkpoint is damaged or hostile."
             )
-        return "/".join(parts)
+        return inside
 
     def _unreadable(self, name: str, error: OSError) -> CheckpointFormatError:
         if isinstance(error, FileNotFoundError):
@@ -183,6 +184,15 @@ class Folder(ABC):
         return CheckpointFormatError(
             f"{self.where(name)} cannot be read: {error.strerror or error}."
         )
+
+
+@lru_cache(256)  # the same few files are read block by block
+def _normal(name: str) -> str | None:
+    """Return a name as a path below a folder, or None where it leads out of it or is no name."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        return None
+    return "/".join(parts)
 
 
 class LocalFolder(Folder):
