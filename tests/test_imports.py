@@ -8,7 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import save_file
 
 PACKAGE = Path(__file__).resolve().parents[1] / "saturation"
 
@@ -153,7 +157,20 @@ def test_reading_results_and_fitting_need_no_jax() -> None:
     assert "jax" not in loaded_after(code)
 
 
-def test_streaming_weights_needs_neither_pandas_nor_orbax() -> None:
-    loaded = loaded_after("import saturation.run, saturation.trajectory")
+def test_streaming_weights_needs_neither_pandas_nor_orbax(tmp_path: Path) -> None:
+    """From the first import to the last part on disk, which holds texts and numbers."""
+    for step in (1, 2):
+        folder = tmp_path / "trajectory" / f"step_{step}"
+        folder.mkdir(parents=True)
+        save_file({"layer.weight": np.ones((3, 2), np.float32)}, folder / "model.safetensors")
+    loaded = loaded_after(
+        "import saturation\n"
+        f"trajectory = saturation.open_trajectory({str(tmp_path / 'trajectory')!r})\n"
+        f"saturation.measure(trajectory, ('norms', 'direction'), {str(tmp_path / 'run')!r})"
+    )
     assert "jax" in loaded
     assert not {"pandas", "orbax", "flax", "optax", "matplotlib"} & loaded
+    table = pq.read_table(next((tmp_path / "run").rglob("*.parquet")))
+    assert table.schema.field("array").type == pa.string()
+    assert table["array"].to_pylist() == ["layer/weight"] * 2
+    assert table["sum_squares"].to_pylist() == [6.0, 6.0]

@@ -17,6 +17,7 @@ from saturation.measures.reduce import (
     block_statistics,
     capacity,
     combine,
+    derived_at,
     enable_x64,
     statistic_rules,
     two_float_sum,
@@ -147,6 +148,37 @@ def test_what_is_derived_of_infinite_sums_is_nan_without_a_warning(measure: Weig
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert all(np.isnan(derive(infinite)).all() for derive in measure.derived.values())
+        for derive in measure.derived_at.get(1, {}).values():
+            assert np.isnan(derive(infinite)).all()
+
+
+@measures
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_what_is_known_at_the_first_steps_is_not_summed_but_right(
+    measure: WeightMeasure, position: int
+) -> None:
+    """Blocks as the driver gives them: one buffer thrice, then the first one twice."""
+    x, previous, first = arrays(20_000)
+    given = {0: (first, first, first), 1: (x, first, first), 2: (x, previous, first)}[position]
+    buffers = {id(a): np.resize(a, capacity(a.size, "cpu")) for a in given}
+    with enable_x64(True):
+        kernel = block_statistics((measure,), "cpu")
+        parts = kernel(np.int32(x.size), *(buffers[id(a)] for a in given))
+    rules = statistic_rules([measure], "cpu")
+    found = dict(zip(rules, np.asarray(parts)[:, 0], strict=True))
+    known = derived_at(position, [measure], "cpu")
+    assert all(found[name] == 0 for name in known)
+    assert derived_at(position, [measure], "gpu") == {}
+    sums = completed(measure, found, *given)
+    for name, wanted in by_numpy(measure, *given).items():
+        value = known[name](sums) if name in known else sums[name]
+        scale = np.abs(list(sums.values())).max()
+        np.testing.assert_allclose(value, wanted, 1e-12, 1e-12 * scale, err_msg=name)
+
+
+def test_direction_sums_less_at_the_first_two_steps() -> None:
+    known = [set(derived_at(at, [MEASURES["direction"]], "cpu")) for at in range(3)]
+    assert known == [{"delta_squares", "first_now"}, {"first_now"}, set()]
 
 
 @measures
