@@ -196,7 +196,7 @@ def measure_trajectory(
     with stop_requested() as stop, _progress("Measuring", "B", quiet) as progress:
         outcome = measure(opened, names, out, part, common_arrays, taken_on, progress, stop)
     if is_first():
-        _print(outcome.to_json() if as_json else measured_text(outcome, out))
+        _print(outcome.to_json() if as_json else measured_text(outcome, out, names))
     outcome.refuse_nonfinite(out)
 
 

@@ -103,11 +103,12 @@ def measures_text(described: Mapping[str, Any]) -> str:
     )
 
 
-def measured_text(outcome: Outcome, out: str) -> str:
-    """Return what `measure` prints at its end."""
+def measured_text(outcome: Outcome, out: str, measures: Sequence[str]) -> str:
+    """Return what `measure` prints at its end; laws are fitted to norms alone."""
+    fit = f"`saturation fit {out}`, " if "norms" in measures else ""
     return (
         f"{outcome.computed} parts computed, {outcome.reused} reused, in {out}. "
-        f"Next: `saturation fit {out}`, `saturation report {out} --figures DIR`."
+        f"Next: {fit}`saturation report {out} --figures DIR`."
     )
 
 

@@ -12,6 +12,8 @@ from made_trajectory import write_trajectory
 
 import saturation
 from saturation import cli
+from saturation.listing import measured_text
+from saturation.run import Outcome
 
 
 class Result:
@@ -212,3 +214,11 @@ def test_a_package_that_is_not_installed_is_named_with_its_command(
     failed = call("ls", place)
     assert failed.code == 1
     assert "is needed, which is not installed: pip install 'saturation-jax[" in failed.err
+
+
+def test_a_fit_is_offered_of_what_can_be_fitted():
+    done = Outcome(3, 1, ())
+    assert "saturation fit out" in measured_text(done, "out", ("norms", "heads"))
+    assert measured_text(done, "out", ("heads",)) == (
+        "3 parts computed, 1 reused, in out. Next: `saturation report out --figures DIR`."
+    )

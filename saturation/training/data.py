@@ -63,7 +63,7 @@ def read_corpus(patterns: Sequence[str] = ()) -> Corpus:
 def _matches(pattern: str) -> list[Path]:
     found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
     if not found:
-        raise ConfigError(f"text.files: no file matches {pattern!r} (from {Path.cwd()}).")
+        raise ConfigError(f"{pattern!r}: there is no such text file (looked from {Path.cwd()}).")
     return found
 
 
