@@ -10,6 +10,7 @@ limit, is submitted again and computes what is missing; the report starts when a
 from __future__ import annotations
 
 import argparse
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,12 @@ class MeasureShard:
         return outcome.to_json()
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Return what submitit queues in place of a task that is preempted: the same task."""
+        """Return what submitit queues in place of a task that is preempted: the same task.
+
+        Called by submitit's handler of the signal, which Slurm may send to the step and srun to its
+        tasks: a second one would meet the handler at work and end the task.
+        """
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         return submitit.helpers.DelayedSubmission(self)
 
 
