@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import unbox
 
-from saturation.measures.direction import DIRECTION, one_minus_cosine
+from saturation.measures.direction import DIRECTION, one_minus_cosine, previous_delta
 from saturation.measures.norms import NORMS
 from saturation.measures.reduce import (
     accumulation,
@@ -55,8 +55,8 @@ def sums(carried: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, 
         exact["delta"] += (now - before) @ (now - before)
         exact["dot"] += before @ (now - before)
     if "previous_delta" not in total:
-        squares = exact["before"]
-        total["previous_delta"] = (total["sum_squares"] - squares - total["delta_squares"]) / 2
+        carried_over = {"previous_squares": exact["before"]}
+        total["previous_delta"] = previous_delta(total | carried_over)
     distances = [
         one_minus_cosine(*map(np.float64, terms))
         for terms in (

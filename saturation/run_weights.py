@@ -71,8 +71,10 @@ class WeightStream:
         reading = ThreadPoolExecutor(workers * (1 + ahead), "read") if ahead else nullcontext()
         errors, halted = [], False
         with reading as readers, ThreadPoolExecutor(workers, "measure") as pool:
-            for position in (2, 1, 0) if todo and self._platform == "cpu" else ():
-                pool.submit(self._compile, todo[0], position)
+            if todo and self._platform == "cpu":
+                steps = len(todo[0].earlier) + todo[0].stop - todo[0].start
+                for position in reversed(range(min(steps, 3))):
+                    pool.submit(self._compile, todo[0], position)
             waiting = [pool.submit(self._unless_halted, job, readers) for job in todo]
             # Several processes must speak of the same job at a time.
             for future in as_completed(waiting) if jax.process_count() == 1 else waiting:
@@ -95,12 +97,10 @@ class WeightStream:
         Each thread another one; else all would compile the same one at a time.
         """
         largest = max((self.parameters[name] for name in job.names), key=lambda found: found.nbytes)
-        count = math.prod(largest.shape)
-        count = min(count, block_limit(self.trajectory) // largest.dtype.itemsize)
-        first, previous, now = self._mine.buffers.take(
-            3, capacity(count, self._platform), largest.dtype
-        )
-        previous, now = (previous, now) if position == 2 else (first, (first, now)[position])
+        count = min(largest.size, block_limit(self.trajectory) // largest.dtype.itemsize)
+        length = capacity(count, self._platform)
+        first, second, third = self._mine.buffers.take(3, length, largest.dtype)
+        now, previous = ((first, first), (second, first), (third, second))[position]
         with enable_x64(accumulation(self._platform) == "float64"):
             block_statistics(job.measures, self._platform)(np.int32(0), now, previous, first)
 

@@ -255,8 +255,10 @@ def test_a_temperature_for_each_attention():
     _, taps = forward(parameters, *tokens, temperature={name: 0.0})
     assert set(np.unique(np.asarray(taps[f"{name}/weights"]).sum(-1).round(5))) == {1.0}
     assert not np.allclose(taps[f"{name}/weights"], plain[f"{name}/weights"])
-    for same in ("encoder/final", "decoder/embedding"):  # but for what compiling anew rounds
-        np.testing.assert_allclose(taps[same], plain[same], rtol=1e-5, atol=1e-5)
+    # A GPU rounds otherwise in what is compiled anew.
+    close = 0 if jax.default_backend() == "cpu" else 1e-5
+    for same in ("encoder/final", "decoder/embedding"):
+        np.testing.assert_allclose(taps[same], plain[same], rtol=close, atol=close)
     everywhere = dict.fromkeys(config.attention_names(), 0.0)
     np.testing.assert_array_equal(
         forward(parameters, *tokens, temperature=everywhere)[0],

@@ -58,9 +58,10 @@ def statistic_rules(measures: Sequence[WeightMeasure], platform: str) -> dict[st
 def derived_at(
     position: int, measures: Sequence[WeightMeasure], platform: str
 ) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
-    """Return {statistic: from others} of what is not reduced at the step that is read first (0) …
+    """Return {statistic: how it follows from others}, of what is not reduced at a position.
 
-    On the CPU alone, where the time is that of the sums and not of bringing the block there.
+    Position 0 is the step that is read first, 1 the second. On the CPU alone, where the time is
+    that of the sums and not of bringing the block there.
     """
     if platform != "cpu":
         return {}

@@ -56,8 +56,8 @@ class MeasureShard:
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
         """Return what submitit queues in place of a task that is preempted: the same task.
 
-        Called by submitit's handler of the signal, which Slurm may send to the step and srun to its
-        tasks: a second one would meet the handler at work and end the task.
+        Called by submitit's handler of the signal, which may come twice within milliseconds: the
+        second would meet the handler at work and end the task.
         """
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         return submitit.helpers.DelayedSubmission(self)
