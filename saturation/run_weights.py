@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
@@ -60,7 +61,7 @@ class WeightStream:
         self.progress, self.stop = progress, stop
         self.nonfinite: list[tuple[int, str, int]] = []
         self._platform = _platform()
-        self._mine = _OfThread()
+        self._mine = _OfThread(self._platform)
         self._halt = threading.Event()
 
     def run(self, todo: Sequence[Job]) -> None:
@@ -99,10 +100,10 @@ class WeightStream:
         largest = max((self.parameters[name] for name in job.names), key=lambda found: found.nbytes)
         count = min(largest.size, block_limit(self.trajectory) // largest.dtype.itemsize)
         length = capacity(count, self._platform)
-        first, second, third = self._mine.buffers.take(3, length, largest.dtype)
+        (_, first), (_, second), (_, third) = self._mine.buffers.take(3, length, largest.dtype)
         now, previous = ((first, first), (second, first), (third, second))[position]
         with enable_x64(accumulation(self._platform) == "float64"):
-            block_statistics(job.measures, self._platform)(np.int32(0), now, previous, first)
+            block_statistics(job.measures, self._platform)(_scalar(0), now, previous, first)
 
     def _unless_halted(
         self, job: Job, readers: Executor | None
@@ -177,13 +178,16 @@ class WeightStream:
         """Yield the statistics of one block at each step."""
         platform = self._platform
         kernel = block_statistics(job.measures, platform)
-        count = np.int32(math.prod(part.stop - part.start for part in box))
+        size = math.prod(part.stop - part.start for part in box)
+        count = _scalar(size) if platform == "cpu" else np.int32(size)
         number = 3 + blocks_ahead(self.trajectory) + (platform != "cpu")
-        buffers = self._mine.buffers.take(number, capacity(int(count), platform), dtype)
+        taken = self._mine.buffers.take(number, capacity(size, platform), dtype)
+        arrays = {id(buffer): array for buffer, array in taken}
+        buffers = [buffer for buffer, _ in taken]
         under_way: deque[jax.Array | np.ndarray] = deque()
         first = previous = None
-        for now in read_through(self.trajectory, name, box, steps, buffers, readers):
-            # The CPU uses an aligned buffer where it lies, for as long as the call takes.
+        for buffer in read_through(self.trajectory, name, box, steps, buffers, readers):
+            now = arrays[id(buffer)]
             if platform != "cpu":
                 now = jax.device_put(now, self._mine.device)
             first = now if first is None else first
@@ -192,7 +196,7 @@ class WeightStream:
             # An accelerator works on this block while the next one is read.
             if platform == "cpu" or len(under_way) > 1:
                 yield np.asarray(under_way.popleft(), np.float64)
-            self.progress.advance(int(count) * dtype.itemsize)
+            self.progress.advance(size * dtype.itemsize)
         for rest in under_way:
             yield np.asarray(rest, np.float64)
 
@@ -200,12 +204,28 @@ class WeightStream:
 class _OfThread(threading.local):
     """What a worker thread has of its own: buffers, and a device, dealt out in turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, platform: str) -> None:
         devices = jax.local_devices()
-        self.buffers, self.device = Buffers(), devices[next(_threads) % len(devices)]
+        self.device = devices[next(_threads) % len(devices)]
+        self.buffers = Buffers(_in_place if platform == "cpu" else lambda buffer: buffer)
 
 
 _threads = itertools.count()
+
+
+def _in_place(buffer: np.ndarray) -> jax.Array | np.ndarray:
+    """Return a buffer as an array of the CPU's that is the same memory, whatever is read into it.
+
+    Given the buffer itself, every call would make this array anew. Where JAX does not take a buffer
+    of this alignment as it is, it is returned itself.
+    """
+    array = jax.device_put(buffer, may_alias=True)
+    return array if array.unsafe_buffer_pointer() == buffer.ctypes.data else buffer
+
+
+@lru_cache(256)  # most blocks have the same few sizes
+def _scalar(count: int) -> jax.Array:
+    return jax.device_put(np.int32(count))
 
 
 def _completed(totals: Totals, measures: Sequence[WeightMeasure], platform: str) -> Totals:

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 import numpy as np
 
@@ -72,19 +72,25 @@ def aligned_empty(count: int, dtype: np.dtype) -> np.ndarray:
     return raw[offset : offset + nbytes].view(dtype)
 
 
-class Buffers(threading.local):
-    """The buffers of a thread: new memory costs a page fault every 4 KB, as much as reading it."""
+class Buffers(threading.local, Generic[T]):
+    """The buffers of a thread: new memory costs a page fault every 4 KB, as much as reading it.
 
-    def __init__(self) -> None:
+    Args:
+      view: what to make of each buffer, once.
+    """
+
+    def __init__(self, view: Callable[[np.ndarray], T]) -> None:
+        self._view = view
         self._size: tuple[int, np.dtype] | None = None
-        self._kept: list[np.ndarray] = []
+        self._kept: list[tuple[np.ndarray, T]] = []
 
-    def take(self, number: int, count: int, dtype: np.dtype) -> list[np.ndarray]:
-        """Return `number` arrays (count,), which an earlier call may have returned too."""
+    def take(self, number: int, count: int, dtype: np.dtype) -> list[tuple[np.ndarray, T]]:
+        """Return `number` arrays (count,) and their views; earlier calls may have returned them."""
         if self._size != (count, dtype):
             self._size, self._kept = (count, dtype), []
         while len(self._kept) < number:
-            self._kept.append(aligned_empty(count, dtype))
+            buffer = aligned_empty(count, dtype)
+            self._kept.append((buffer, self._view(buffer)))
         return self._kept[:number]
 
 

@@ -125,12 +125,12 @@ def test_an_interrupt_in_python_writes_what_is_at_hand_and_begins_nothing_else(
 
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_of_a_minute_long_run(tmp_path: Path) -> None:
-    """Issue 2's acceptance 4: T5-small's shapes, 4 checkpoints on disk linked to 320 steps."""
+    """Issue 2's acceptance 4: T5-small's shapes, 4 checkpoints on disk linked to 4,000 steps."""
     trajectory = tmp_path / "t"
     script = Path(__file__).parents[1] / "benchmarks" / "make_trajectory.py"
     arguments = ["--size", "small", "--steps", "4", "--out", trajectory]
     subprocess.run([sys.executable, script, *arguments], check=True)
-    link_steps(trajectory, [0, 1000, 2000, 3000], [1000 * step for step in range(4, 320)])
+    link_steps(trajectory, [0, 1000, 2000, 3000], [1000 * step for step in range(4, 4000)])
     whole, out, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
     begun = time.monotonic()
     assert start(trajectory, whole, log).wait() == 0

@@ -114,7 +114,7 @@ def block_statistics(
         names = [name for name in rules if name not in left_out]
         at.append((names, [rows[name] for name in names]))
 
-    def statistics(count: np.int32, now: T, previous: T, first: T) -> np.ndarray:
+    def statistics(count: np.int32 | jax.Array, now: T, previous: T, first: T) -> np.ndarray:
         names, where = at[2 if previous is not first else 1 if now is not previous else 0]
         found = np.zeros((len(rules), 1))
         found[where] = by_rows(*names)(count, now, previous, first)
