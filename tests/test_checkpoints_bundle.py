@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from checkpoint_writers import assert_same, t5_parameters
 
-from saturation.checkpoints import names, open_checkpoint, tensor_bundle
+from saturation.checkpoints import names, open_checkpoint
 from saturation.errors import CheckpointFormatError
 from saturation.trajectory import open_trajectory
 
@@ -221,18 +221,6 @@ def test_a_changed_byte_is_found_when_the_array_is_read_in_blocks(written):
         damaged.read(name, (rows,))
     with pytest.raises(CheckpointFormatError, match=r"is damaged: its bytes have the checksum 0x"):
         damaged.read(name, (blocks[-1],))
-
-
-@pytest.mark.parametrize("visible", [True, False])
-def test_checksums_are_the_same_where_the_c_function_is_not_to_be_seen(monkeypatch, visible):
-    """The known value of CRC-32C's check string, RFC 3720; in pieces; and of nothing."""
-    if not visible:
-        monkeypatch.setattr(tensor_bundle.ctypes, "CDLL", lambda path: object())
-    extend = tensor_bundle._unlocked_extend()
-    assert (extend is crc32c.extend) == (not visible or crc32c.implementation != "c")
-    data = np.frombuffer(b"123456789", np.uint8)
-    assert extend(0, data) == extend(extend(0, data[:4]), data[4:]) == 0xE3069283
-    assert extend(7, data[:0]) == 7
 
 
 def test_a_slice_reads_only_itself(written):

@@ -8,15 +8,14 @@ checksum. Sources: https://github.com/google/leveldb/blob/main/doc/table_format.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import struct
 import threading
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Iterator
+from typing import cast
 
-import google_crc32c
 import numpy as np
+from awscrt.checksums import crc32c
 
 from saturation.checkpoints.base import DTYPES, Box, DiskArray, FileArray, box_shape
 from saturation.checkpoints.storage import Folder
@@ -48,28 +47,6 @@ _DTYPES = {
 }
 
 
-def _unlocked_extend() -> Callable[[int, np.ndarray], int]:
-    """Return `google_crc32c.extend`, without the interpreter lock where that can be had.
-
-    The package holds the lock while it sums, so that one core would check what all cores read; a
-    call of the same C function through ctypes lets go of it. Built without C, or linked so that
-    the function is not to be seen, the package's own is as right.
-    """
-    built = find_spec("google_crc32c._crc32c")
-    try:
-        function = ctypes.CDLL(built.origin).crc32c_extend if built and built.origin else None
-    except (AttributeError, OSError):
-        function = None
-    if function is None:
-        return google_crc32c.extend
-    function.restype = ctypes.c_uint32
-    function.argtypes = [ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t]
-    return lambda checksum, data: function(checksum, data.ctypes.data, data.nbytes)
-
-
-_extend = _unlocked_extend()
-
-
 class _Damaged(Exception):
     """Something in the table is not as it must be."""
 
@@ -97,7 +74,8 @@ class BundleArray(DiskArray):
                 self._rows_so_far = self._checksum_so_far = 0
             if start != self._rows_so_far:
                 return
-            self._checksum_so_far = _extend(self._checksum_so_far, data)
+            # Annotated as bytes, it takes any buffer, and lets go of the interpreter lock.
+            self._checksum_so_far = crc32c(cast(bytes, data), self._checksum_so_far)
             self._rows_so_far = stop
             found, whole = self._checksum_so_far, stop == (self.shape[0] if self.shape else 1)
         if whole and found != self._checksum:
@@ -193,9 +171,7 @@ def _block(data: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
         raise _Damaged(f"a block is said to lie at {start} to {end} of {len(data)} bytes")
     if data[end] != 0:
         raise _Damaged("it is compressed, which TensorFlow never does")
-    if google_crc32c.value(data[start : end + 1]) != _unmasked(
-        struct.unpack_from("<I", data, end + 1)[0]
-    ):
+    if crc32c(data[start : end + 1]) != _unmasked(struct.unpack_from("<I", data, end + 1)[0]):
         raise _Damaged(f"the checksum of the block at {start} is wrong")
     at, stop = start, end - 4 - 4 * struct.unpack_from("<I", data, end - 4)[0]
     key = b""

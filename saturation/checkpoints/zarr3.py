@@ -12,8 +12,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import google_crc32c
 import numpy as np
+from awscrt.checksums import crc32c
 
 from saturation.checkpoints.base import DTYPES
 from saturation.checkpoints.zarr import (
@@ -139,7 +139,7 @@ def _index(
 def _checked(where: str, data: bytes) -> bytes:
     """Return the data less the checksum behind it, which must be right."""
     body, stored = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
-    if len(stored) < _CHECKSUM_BYTES or google_crc32c.value(body) != struct.unpack("<I", stored)[0]:
+    if len(stored) < _CHECKSUM_BYTES or crc32c(body) != struct.unpack("<I", stored)[0]:
         raise CheckpointFormatError(f"{where} is truncated or damaged: its checksum is wrong.")
     return body
 
