@@ -31,6 +31,7 @@ from saturation.measures.reduce import (
     derived_at,
     enable_x64,
     statistic_rules,
+    tile,
 )
 from saturation.parts import write_part
 from saturation.plan import Job, bytes_to_read
@@ -93,16 +94,15 @@ class WeightStream:
             )
 
     def _compile(self, job: Job, position: int) -> None:
-        """Compile what reduces blocks of the largest array at a position: 2 is any from there on.
+        """Compile what reduces a tile at a position: 2 is any from there on.
 
         Each thread another one; else all would compile the same one at a time.
         """
-        largest = max((self.parameters[name] for name in job.names), key=lambda found: found.nbytes)
-        count = min(largest.size, block_limit(self.trajectory) // largest.dtype.itemsize)
-        length = capacity(count, self._platform)
-        (_, first), (_, second), (_, third) = self._mine.buffers.take(3, length, largest.dtype)
-        now, previous = ((first, first), (second, first), (third, second))[position]
+        dtype = self.parameters[job.names[0]].dtype
         with enable_x64(accumulation(self._platform) == "float64"):
+            taken = self._mine.buffers.take(3, tile(dtype), dtype)
+            first, second, third = (tiles[0] for _, tiles in taken)
+            now, previous = ((first, first), (second, first), (third, second))[position]
             block_statistics(job.measures, self._platform)(_scalar(0), now, previous, first)
 
     def _unless_halted(
@@ -175,30 +175,36 @@ class WeightStream:
         steps: Sequence[int],
         readers: Executor | None,
     ) -> Iterator[np.ndarray]:
-        """Yield the statistics of one block at each step."""
+        """Yield the statistics of one block at each step, (statistics, parts)."""
         platform = self._platform
         kernel = block_statistics(job.measures, platform)
         size = math.prod(part.stop - part.start for part in box)
-        count = _scalar(size) if platform == "cpu" else np.int32(size)
+        length = capacity(size, platform, dtype)
         number = 3 + blocks_ahead(self.trajectory) + (platform != "cpu")
-        taken = self._mine.buffers.take(number, capacity(size, platform), dtype)
-        arrays = {id(buffer): array for buffer, array in taken}
-        buffers = [buffer for buffer, _ in taken]
-        under_way: deque[jax.Array | np.ndarray] = deque()
+        taken = self._mine.buffers.take(number, length, dtype)
+        tiles = {id(buffer): of_buffer for buffer, of_buffer in taken}
+        if platform == "cpu":
+            starts = range(0, length, tile(dtype))
+            counts = [_scalar(min(size - start, tile(dtype))) for start in starts]
+        else:
+            counts = [np.int32(size)]
+        under_way: deque[list[jax.Array | np.ndarray]] = deque()
         first = previous = None
+        buffers = [buffer for buffer, _ in taken]
         for buffer in read_through(self.trajectory, name, box, steps, buffers, readers):
-            now = arrays[id(buffer)]
+            now = tiles[id(buffer)]
             if platform != "cpu":
-                now = jax.device_put(now, self._mine.device)
-            first = now if first is None else first
-            under_way.append(kernel(count, now, now if previous is None else previous, first))
+                now = [jax.device_put(buffer[:length], self._mine.device)]
+            first = first or now
+            operands = zip(counts, now, previous or now, first, strict=False)
+            under_way.append([kernel(*each) for each in operands])
             previous = now
             # An accelerator works on this block while the next one is read.
             if platform == "cpu" or len(under_way) > 1:
-                yield np.asarray(under_way.popleft(), np.float64)
+                yield _joined(under_way.popleft())
             self.progress.advance(size * dtype.itemsize)
         for rest in under_way:
-            yield np.asarray(rest, np.float64)
+            yield _joined(rest)
 
 
 class _OfThread(threading.local):
@@ -207,20 +213,30 @@ class _OfThread(threading.local):
     def __init__(self, platform: str) -> None:
         devices = jax.local_devices()
         self.device = devices[next(_threads) % len(devices)]
-        self.buffers = Buffers(_in_place if platform == "cpu" else lambda buffer: buffer)
+        self.buffers = Buffers(_tiles if platform == "cpu" else lambda buffer: [])
 
 
 _threads = itertools.count()
 
 
-def _in_place(buffer: np.ndarray) -> jax.Array | np.ndarray:
-    """Return a buffer as an array of the CPU's that is the same memory, whatever is read into it.
+def _tiles(buffer: np.ndarray) -> Sequence[jax.Array | np.ndarray]:
+    """Return the tiles of a buffer as arrays of the CPU's, which are the same memory.
 
-    Given the buffer itself, every call would make this array anew. Where JAX does not take a buffer
-    of this alignment as it is, it is returned itself.
+    They hold whatever is read into it. Given a buffer itself, each call would make such an array
+    anew. Where JAX does not take memory of this alignment as it is, the tile is NumPy's.
     """
-    array = jax.device_put(buffer, may_alias=True)
-    return array if array.unsafe_buffer_pointer() == buffer.ctypes.data else buffer
+    length = tile(buffer.dtype)
+    tiles = [buffer[start : start + length] for start in range(0, buffer.size, length)]
+    arrays = [jax.device_put(each, may_alias=True) for each in tiles]
+    same = all(
+        array.unsafe_buffer_pointer() == each.ctypes.data
+        for array, each in zip(arrays, tiles, strict=True)
+    )
+    return arrays if same else tiles
+
+
+def _joined(found: Sequence[jax.Array | np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.asarray(each, np.float64) for each in found], axis=1)
 
 
 @lru_cache(256)  # most blocks have the same few sizes

@@ -81,13 +81,15 @@ class Buffers(threading.local, Generic[T]):
 
     def __init__(self, view: Callable[[np.ndarray], T]) -> None:
         self._view = view
-        self._size: tuple[int, np.dtype] | None = None
         self._kept: list[tuple[np.ndarray, T]] = []
 
     def take(self, number: int, count: int, dtype: np.dtype) -> list[tuple[np.ndarray, T]]:
-        """Return `number` arrays (count,) and their views; earlier calls may have returned them."""
-        if self._size != (count, dtype):
-            self._size, self._kept = (count, dtype), []
+        """Return `number` arrays of `count` elements or more, and their views.
+
+        Earlier calls may have returned them too.
+        """
+        if any(kept.dtype != dtype or kept.size < count for kept, _ in self._kept):
+            self._kept = []
         while len(self._kept) < number:
             buffer = aligned_empty(count, dtype)
             self._kept.append((buffer, self._view(buffer)))

@@ -48,7 +48,9 @@ def by_numpy(measure: WeightMeasure, *values: np.ndarray) -> dict[str, float]:
 def by_device(measure: WeightMeasure, platform: str, *values: np.ndarray) -> dict[str, float]:
     kernel = block_statistics((measure,), platform)
     count = values[0].size
-    buffers = [np.full(capacity(count, platform), np.nan, value.dtype) for value in values]
+    buffers = [
+        np.full(capacity(count, platform, value.dtype), np.nan, value.dtype) for value in values
+    ]
     for buffer, value in zip(buffers, values, strict=True):
         buffer[:count] = value  # what lies behind it must not count
     with enable_x64(accumulation(platform) == "float64"):
@@ -160,7 +162,7 @@ def test_what_is_known_at_the_first_steps_is_not_summed_but_right(
     """Blocks as the driver gives them: one buffer thrice, then the first one twice."""
     x, previous, first = arrays(20_000)
     given = {0: (first, first, first), 1: (x, first, first), 2: (x, previous, first)}[position]
-    buffers = {id(a): np.resize(a, capacity(a.size, "cpu")) for a in given}
+    buffers = {id(a): np.resize(a, capacity(a.size, "cpu", a.dtype)) for a in given}
     with enable_x64(True):
         kernel = block_statistics((measure,), "cpu")
         parts = kernel(np.int32(x.size), *(buffers[id(a)] for a in given))
@@ -199,7 +201,7 @@ def test_a_second_block_does_not_recompile(measure: WeightMeasure) -> None:
 
 @measures
 def test_shapes_alone_are_enough_on_an_accelerator(measure: WeightMeasure) -> None:
-    shape = jax.ShapeDtypeStruct((capacity(9000, "gpu"),), ml_dtypes.bfloat16)
+    shape = jax.ShapeDtypeStruct((capacity(9000, "gpu", DTYPES[1]),), ml_dtypes.bfloat16)
     with enable_x64(True):
         kernel = block_statistics((measure,), "gpu")
         found = jax.eval_shape(kernel, np.int32(9000), shape, shape, shape)

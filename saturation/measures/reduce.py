@@ -27,6 +27,8 @@ from saturation.measures.base import COMBINE, Block, Rule, WeightMeasure
 _ROW = 2048
 _ROWS_AT_ONCE = 4
 _STRIDE = _ROW * _ROWS_AT_ONCE
+# The largest block of an array that is not compressed, and some more.
+_TILE_BYTES = 4 * 2**20
 # XLA:CPU takes half of a register of AVX-512 unless told otherwise; the sums gain a quarter.
 _WIDE = {"xla_cpu_prefer_vector_width": 512}
 
@@ -68,15 +70,24 @@ def derived_at(
     return {n: d for m in measures for n, d in m.derived_at.get(position, {}).items()}
 
 
-def capacity(count: int, platform: str) -> int:
+def capacity(count: int, platform: str, dtype: np.dtype) -> int:
     """Return the length of a buffer for `count` elements: one of few, so that few are compiled for.
 
-    2^20 and the powers of two from there on, and 2^13 where a buffer is sent to a device: the CPU
-    uses it where it lies, and does not touch what is behind the elements. All are multiples of
-    what a pass takes at once.
+    On the CPU whole tiles of `tile(dtype)`. Where a buffer is sent to a device 2^13, 2^20 and the
+    powers of two from there on. All are multiples of what a pass takes at once.
     """
-    least = _STRIDE if count <= _STRIDE and platform != "cpu" else 2**20
+    if platform == "cpu":
+        return -(-max(count, 1) // tile(dtype)) * tile(dtype)
+    least = _STRIDE if count <= _STRIDE else 2**20
     return max(least, 1 << max(count - 1, 0).bit_length())
+
+
+def tile(dtype: np.dtype) -> int:
+    """Return how many elements a pass on the CPU takes: one number, whatever a block's size.
+
+    The CPU uses a tile where it lies, and does not touch what is behind the elements.
+    """
+    return _TILE_BYTES // dtype.itemsize
 
 
 @lru_cache
@@ -91,9 +102,9 @@ def block_statistics(
 
     Returns:
       (count, now, previous, first) -> (statistics, parts), in the order of `statistic_rules`, to be
-      combined by `combine` on the host. The arrays are flat buffers of one `capacity`, any float
-      dtype, of which the first `count` elements are the block at three steps. Where one of them is
-      given twice or thrice, what `derived_at` says is left out, and 0.
+      combined by `combine` on the host. The arrays are flat buffers of one `capacity`, on the CPU
+      of one `tile`, any float dtype, of which the first `count` elements are the block at three
+      steps. Where one of them is given twice or thrice, what `derived_at` says is left out, and 0.
     """
     if platform != "cpu":
         return jax.jit(lambda count, *buffers: _Pass(measures, platform, count).at_once(*buffers))
