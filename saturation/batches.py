@@ -193,6 +193,8 @@ def _parse_line(path: Path, number: int, line: str) -> tuple[list[int], list[int
             f"{path}, line {number}: a list of token ids (whole numbers from 0) was expected, or "
             f'{{"encoder": [...], "decoder": [...]}}; found {line[:60]!r}.'
         )
+    if not any(encoder):
+        raise ConfigError(f"{path}, line {number}: the encoder's ids are all 0, which is padding.")
     return encoder, decoder
 
 

@@ -169,21 +169,27 @@ def measure_trajectory(
 
     import jax
 
-    from saturation.batches import read_corpus_tokens, read_tokens
-    from saturation.measures import needs_corpus, needs_tokens
     from saturation.processes import everywhere, is_first, join
     from saturation.run import measure
-    from saturation.run_activations import ActivationSettings
+    from saturation.run_activations import ActivationSettings, read_settings
     from saturation.sharding import parse_mesh
 
     def settings() -> ActivationSettings | None:
-        if not needs_tokens(names):
-            return None
-        batch = read_tokens(tokens, vocabulary, sequences, length, decoder_input)
-        chosen, text = _names(limits), None
-        if needs_corpus(names):
-            text = read_corpus_tokens(corpus or tokens, vocabulary, length)
-        return ActivationSettings(batch, batch_size, scale, terms, fast, chosen, sizes, text)
+        return read_settings(
+            names,
+            tokens=tokens,
+            vocabulary=vocabulary,
+            sequences=sequences,
+            length=length,
+            decoder_input=decoder_input,
+            corpus=corpus,
+            limits=_names(limits),
+            batch_size=batch_size,
+            scale=scale,
+            terms=terms,
+            fast=fast,
+            mesh=sizes,
+        )
 
     # On the CPU the thread that has read a block computes on it: to hand it to one of XLA's costs a
     # sixth of that. Asked for before JAX looks for devices.

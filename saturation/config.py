@@ -195,6 +195,38 @@ class PretrainConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+class ActivationsConfig(Section):
+    """What measures of activations are taken on: the options of `saturation measure`.
+
+    Attributes:
+        tokens: a text file or a glob, a .jsonl of token ids, or builtin.
+        vocabulary: for text, bytes or a sentencepiece model's file.
+        sequences: how many windows of the text.
+        length: tokens of a window.
+        decoder_input: the text behind a 0 (shifted), or unshifted (same), as published.
+        corpus: what `scan` tells common from distinct tokens by; by default all of the tokens.
+        limits: what `saturation` compares with.
+        batch_size: sequences in one forward pass.
+        scale: the finite c of f(x; cθ).
+        terms: terms of the series of the parameter limit.
+        fast: allow the device's default precision of matrix products.
+        mesh: devices that share the sequences of a batch (data) and the parameters (model).
+    """
+
+    tokens: str = "builtin"
+    vocabulary: str = "bytes"
+    sequences: Count = 32
+    length: Annotated[int, Field(ge=2)] = 128
+    decoder_input: Literal["shifted", "same"] = "shifted"
+    corpus: str | None = None
+    limits: tuple[str, ...] = ("attention", "parameter", "scaled")
+    batch_size: Count = 8
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1000.0
+    terms: Count = 4
+    fast: bool = False
+    mesh: dict[Literal["data", "model"], Count] | None = None
+
+
 class ExperimentConfig(Section):
     """Checkpoints, what is measured on them, and where the results and figures go.
 
@@ -205,6 +237,8 @@ class ExperimentConfig(Section):
         trajectory: path or URL of one that exists.
         measures: their names.
         steps: which checkpoints: all, `START:STOP:EVERY` or a list.
+        activations: the tokens that measures of activations are taken on, and how.
+        page: file of an interactive page, `report.html`.
     """
 
     out: str
@@ -213,6 +247,8 @@ class ExperimentConfig(Section):
     trajectory: str | None = None
     measures: tuple[str, ...] = ("norms", "direction")
     steps: str | tuple[Natural, ...] | None = None
+    activations: ActivationsConfig = ActivationsConfig()
+    page: str | None = None
 
     @model_validator(mode="after")
     def _one_trajectory(self) -> ExperimentConfig:

@@ -25,8 +25,11 @@ def run_experiment(config: ExperimentConfig) -> str:
       SaturationError: any of the steps fails; what was finished stays.
     """
     from saturation.run import measure
+    from saturation.run_activations import read_settings
     from saturation.trajectory import open_trajectory
 
+    # What cannot be read is said before anything is trained.
+    settings = read_settings(config.measures, **config.activations.model_dump())
     source = config.trajectory
     if config.pretrain is not None:
         from saturation.training import pretrain
@@ -35,9 +38,16 @@ def run_experiment(config: ExperimentConfig) -> str:
             source = str(pretrain(config.pretrain, progress))
     trajectory = open_trajectory(str(source), config.steps)
     with stop_requested() as stop, Progress("Measuring", "B") as progress:
-        outcome = measure(trajectory, config.measures, config.out, progress=progress, stop=stop)
+        outcome = measure(
+            trajectory,
+            config.measures,
+            config.out,
+            activations=settings,
+            progress=progress,
+            stop=stop,
+        )
     outcome.refuse_nonfinite(config.out)
-    paths = report([config.out], figures=config.report)
+    paths = report([config.out], figures=config.report, page=config.page)
     summary = next(path for path in paths if path.suffix == ".txt")
     return f"{summary.read_text(encoding='utf-8')}\nFigures: {paths[0].parent}"
 

@@ -16,6 +16,7 @@ import numpy as np
 from saturation.batches import BUILTIN, TokenBatch, read_corpus_tokens, read_tokens
 from saturation.checkpoints.parallel import AT_ONCE, each
 from saturation.errors import MeasureError, Stopped
+from saturation.measures import needs_corpus, needs_tokens
 from saturation.measures.base import COMBINE, ActivationMeasure, without_stars
 from saturation.measures.cooccurrence import key_kinds
 from saturation.measures.reduce import accumulation, enable_x64
@@ -102,10 +103,43 @@ class ActivationSettings:
             self.corpus.refuse_unknown(vocab_size, path)
 
 
-def default_settings(measures: Sequence[ActivationMeasure]) -> ActivationSettings:
-    """Return the settings for the text that ships with Python; its whole is the corpus if asked."""
-    asked = any(measure.needs_corpus for measure in measures)
-    return ActivationSettings(corpus=read_corpus_tokens(BUILTIN) if asked else None)
+def read_settings(
+    measures: Sequence[str],
+    *,
+    tokens: str = BUILTIN,
+    vocabulary: str = "bytes",
+    sequences: int = 32,
+    length: int = 128,
+    decoder_input: str = "shifted",
+    corpus: str | None = None,
+    limits: Sequence[str] = LIMITS,
+    batch_size: int = 8,
+    scale: float = 1000.0,
+    terms: int = 4,
+    fast: bool = False,
+    mesh: Mapping[str, int] | None = None,
+) -> ActivationSettings | None:
+    """Return what these measures are taken on; None where none of them runs a model.
+
+    Args:
+      measures: their names.
+      tokens: what `read_tokens` reads, with `vocabulary`, `sequences`, `length` and
+        `decoder_input`.
+      corpus: what `read_corpus_tokens` reads, if one of the measures needs it; by default all of
+        `tokens`.
+      limits: and the others as in `ActivationSettings`.
+
+    Raises:
+      ConfigError: the tokens cannot be read.
+      MeasureError: an unknown measure or limit, or a scale that is none.
+    """
+    if not needs_tokens(measures):
+        return None
+    text = None
+    if needs_corpus(measures):
+        text = read_corpus_tokens(corpus or tokens, vocabulary, length)
+    batch = read_tokens(tokens, vocabulary, sequences, length, decoder_input)
+    return ActivationSettings(batch, batch_size, scale, terms, fast, tuple(limits), mesh, text)
 
 
 def measure_activations(

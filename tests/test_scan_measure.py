@@ -25,7 +25,6 @@ from saturation.batches import TokenBatch
 from saturation.errors import MeasureError, ResultsError
 from saturation.measures.cooccurrence import COMMON, DISTINCT, KINDS, UNCLASSIFIED, key_kinds
 from saturation.measures.forwards import Forwards
-from saturation.measures.heads import HEADS
 from saturation.measures.reduce import enable_x64
 from saturation.measures.scan import (
     CELLS,
@@ -36,7 +35,7 @@ from saturation.measures.scan import (
     distance_cells,
     settled,
 )
-from saturation.run_activations import ActivationSettings, default_settings, observe_checkpoint
+from saturation.run_activations import ActivationSettings, observe_checkpoint, read_settings
 
 HEAD = "encoder/layers_0/attention/head_0"
 
@@ -182,12 +181,16 @@ def test_the_driver_adds_batches_and_takes_what_is_distinct_from_the_corpus():
 
 
 def test_by_default_all_of_the_built_in_text_is_the_corpus():
-    settings = default_settings([SCAN])
+    settings = read_settings(["norms", "scan"])
+    assert settings is not None
     assert settings.describe_corpus()["sequences"] > 10 * settings.describe()["tokens"]["sequences"]
     distinct = settings.key_kinds(259) == DISTINCT
     assert distinct[[ord(c) + 3 for c in "=-{"]].all()
     assert not distinct[[ord(c) + 3 for c in "aeiou "]].any()
-    assert default_settings([HEADS]).corpus is None
+    of_heads = read_settings(["heads"])
+    assert of_heads is not None
+    assert of_heads.corpus is None
+    assert read_settings(["norms"]) is None
 
 
 def test_without_a_corpus_or_with_one_of_another_vocabulary_it_says_so():

@@ -32,24 +32,17 @@ class MeasureShard:
     def __call__(self) -> dict[str, object]:
         """Measure what the run lacks of this shard; return what was done."""
         import saturation
-        from saturation.batches import read_corpus_tokens, read_tokens
-        from saturation.measures import needs_corpus, needs_tokens
         from saturation.plan import Shard
-        from saturation.run_activations import ActivationSettings
+        from saturation.run_activations import read_settings
 
-        settings = None
-        if needs_tokens(self.measures):
-            corpus = None
-            if needs_corpus(self.measures):
-                corpus = read_corpus_tokens(self.tokens, self.vocabulary)
-            batch = read_tokens(self.tokens, self.vocabulary)
-            settings = ActivationSettings(batch, corpus=corpus)
         outcome = saturation.measure(
             saturation.open_trajectory(self.trajectory),
             self.measures,
             self.out,
             Shard(self.index, self.count),
-            activations=settings,
+            activations=read_settings(
+                self.measures, tokens=self.tokens, vocabulary=self.vocabulary
+            ),
         )
         return outcome.to_json()
 
