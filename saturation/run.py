@@ -25,6 +25,7 @@ from saturation.progress import Progress
 from saturation.run_activations import (
     ActivationSettings,
     measure_activations,
+    read_settings,
 )
 from saturation.run_groups import measure_groups
 from saturation.run_weights import WeightStream
