@@ -81,7 +81,7 @@ def run_code(code: str, processes: int = 2, devices: int = 1) -> list[Ended]:
 
 
 def measure(
-    trajectory: Path, out: Path, *arguments: object, processes: int, devices: int
+    trajectory: Path | str, out: Path | str, *arguments: object, processes: int, devices: int
 ) -> list[Ended]:
     """Run `saturation measure … --distributed` as so many processes."""
     command = [COMMAND, "measure", trajectory, "--out", out, "--distributed", *arguments]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import http.client
 import os
+import subprocess
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import many_processes
 import numpy as np
 import orbax.checkpoint as ocp
+import pandas as pd
 import pytest
 from checkpoint_writers import nested, t5_parameters, write_t5x
 from made_trajectory import write_trajectory
@@ -113,6 +116,26 @@ def test_the_table_is_that_of_the_local_folder(tmp_path, bucket) -> None:
         tables.append(saturation.load_results(out))
     assert len(tables[0]) > 100
     assert tables[0].equals(tables[1])
+
+
+def test_processes_that_share_no_disk_write_one_run_into_a_bucket(tmp_path, bucket) -> None:
+    """As the hosts of a pod do; started again they find all of it there."""
+    write_trajectory(tmp_path / "local", (0, 10))
+    bucket(tmp_path / "local", "pod/t")
+    (tmp_path / "t.jsonl").write_text("[3, 1, 4, 1]\n[5, 9]\n")
+    run = f"gs://{BUCKET}/pod/run"
+    arguments = ("--measures", "norms,direction,heads", "--tokens", tmp_path / "t.jsonl")
+    for said in ("parts computed, 0 reused", "0 parts computed"):
+        ended = many_processes.measure(
+            f"gs://{BUCKET}/pod/t", run, *arguments, processes=2, devices=1
+        )
+        assert [process.code for process in ended] == [0, 0], ended
+        assert said in ended[0].out
+    command = ["measure", tmp_path / "local", "--out", tmp_path / "one", *arguments]
+    subprocess.run([many_processes.COMMAND, *map(str, command)], check=True)
+    key = ["step", "measure", "metric", "scope"]
+    there, here = (saturation.load_results(r).set_index(key).value for r in (run, tmp_path / "one"))
+    pd.testing.assert_series_equal(there, here, rtol=1e-5, atol=1e-6)
 
 
 def test_a_t5x_checkpoint_opens_in_few_requests(tmp_path, bucket, received) -> None:
