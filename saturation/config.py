@@ -169,7 +169,7 @@ class PretrainConfig(Section):
     """A model trained from its initialisation, whose checkpoints form a trajectory.
 
     Attributes:
-        out: folder the trajectory is written to.
+        out: folder the trajectory is written to, or gs://…
         model: its sizes.
         text: what it reads.
         objective: what it must learn.

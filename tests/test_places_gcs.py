@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import subprocess
+import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import many_processes
@@ -20,8 +23,12 @@ from servers import write_large
 
 import saturation
 from saturation.checkpoints import open_folder
-from saturation.errors import TrajectoryError
+from saturation.config import PretrainConfig
+from saturation.errors import ResultsError, Stopped, TrajectoryError
 from saturation.run import measure
+from saturation.runfolder import RunFolder
+from saturation.training import loop
+from saturation.training.loop import pretrain
 from saturation.trajectory import open_trajectory
 
 # gcsfs looks at this on import; the emulator lacks what it would ask otherwise.
@@ -30,6 +37,7 @@ gcsfs = pytest.importorskip("gcsfs", reason="reading buckets needs gcsfs (the ex
 emulator = pytest.importorskip(
     "gcp_storage_emulator.server", reason="no bucket to read from without gcp-storage-emulator"
 )
+emulator_objects = pytest.importorskip("gcp_storage_emulator.handlers.objects")
 
 BUCKET = "saturation-test"
 STEPS = (0, 10)
@@ -53,8 +61,20 @@ def bucket() -> Iterator[Callable[[Path, str], None]]:
                 assert connection.getresponse().status == 200
                 connection.close()
 
+    answer = emulator_objects.download
+
+    def with_generation(request, response, storage, *more, **options):
+        """As Google does, and TensorStore asks before it writes again."""
+        answer(request, response, storage, *more, **options)
+        if response.status < 300:
+            names = request.params["bucket_name"], request.params["object_id"]
+            response["x-goog-generation"] = storage.get_file_obj(*names)["generation"]
+
     with pytest.MonkeyPatch.context() as environment:
+        environment.setattr(emulator_objects, "download", with_generation)
+        # The first is for gcsfs, the other for TensorStore, by which Orbax writes.
         environment.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        environment.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{port}")
         yield put
     server.stop()
 
@@ -195,3 +215,41 @@ def test_every_fixture_is_read_from_a_bucket(fixtures, bucket) -> None:
         last = expected.steps[-1]
         for array in expected[last].parameters:
             assert found[last].read(array).tobytes() == expected[last].read(array).tobytes()
+
+
+def test_a_pretraining_goes_on_in_a_bucket_to_the_bits_of_one_on_a_disk(
+    tmp_path, bucket, monkeypatch
+) -> None:
+    def settings(out: str) -> PretrainConfig:
+        model = {"emb_dim": 8, "num_heads": 2, "head_dim": 4, "mlp_dim": 16}
+        layers = {"num_encoder_layers": 1, "num_decoder_layers": 1}
+        about = {"steps": 6, "batch_size": 2, "checkpoints": [2], "log_every": 1}
+        return PretrainConfig.model_validate(
+            {"out": out, "model": model | layers, "objective": {"input_length": 24}, **about}
+        )
+
+    whole, out = pretrain(settings(str(tmp_path / "whole"))), f"gs://{BUCKET}/trained"
+    stop = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "stop_requested", lambda: nullcontext(stop))
+        stop.set()  # as a signal before the first update
+        with pytest.raises(Stopped, match=f"{out}: the pretraining stopped at step 1 of 6"):
+            pretrain(settings(out))
+    assert list(open_trajectory(out).steps) == [0]
+    assert str(pretrain(settings(out))) == out
+    found, expected = open_trajectory(out), open_trajectory(whole)
+    assert found.steps == expected.steps == (0, 2, 6)
+    for step in found.steps:
+        for name in expected[step].parameters:
+            assert found[step].read(name).tobytes() == expected[step].read(name).tobytes()
+    there, here = RunFolder(out), RunFolder(whole)
+    assert there.read("log.csv") == here.read("log.csv")
+    sessions = json.loads(there.read("pretrain.json") or b"")["sessions"]
+    assert [session["from_step"] for session in sessions] == [0, 1]
+    before = there.read("pretrain.json")
+    pretrain(settings(out))  # there is nothing left to do
+    assert there.read("pretrain.json") == before
+    with pytest.raises(ResultsError, match=f"{out}: holds another pretraining, with config.steps"):
+        pretrain(settings(out).model_copy(update={"steps": 8}))
+    with pytest.raises(ResultsError, match="gs://no-such-bucket/run: there is no such bucket"):
+        pretrain(settings("gs://no-such-bucket/run"))

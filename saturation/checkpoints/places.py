@@ -161,7 +161,9 @@ class Bucket(Place):
 def prepare_gcsfs() -> None:
     """Keep gcsfs, before it is imported, from asking and saying more than is needed."""
     # What it is refused becomes an error of ours, or is asked for by name: nothing for the screen.
-    logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+    logger = logging.getLogger("gcsfs")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)
     # It would otherwise be set to ask first which kind a bucket is, which takes a right that
     # readers of public buckets lack.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")

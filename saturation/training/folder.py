@@ -1,5 +1,7 @@
 """What lies beside the checkpoints of a pretraining: what it is, and its log.
 
+All of it on a local disk (a `Path`) or in a bucket (an `epath.Path`, as Orbax takes it).
+
 - OUT/0, OUT/1, …: the trajectory, one folder a checkpoint
 - OUT/pretrain.json: configuration, text, vocabulary, and the versions of each session
 - OUT/log.csv: loss, learning rate and norm
@@ -18,8 +20,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from saturation.errors import ResultsError
-from saturation.runfolder import write_whole
+from etils import epath
+
+from saturation.errors import ConfigError, ResultsError
+from saturation.runfolder import RunFolder, write_whole
 
 RECORD = "pretrain.json"
 LOG = "log.csv"
@@ -27,8 +31,30 @@ LOG = "log.csv"
 COLUMNS = ("step", "loss", "perplexity", "learning_rate", "norm")
 
 
+Place = Path | epath.Path
+
+
+def open_place(out: str) -> Place:
+    """Return the folder or bucket that a pretraining writes to.
+
+    Raises:
+        ConfigError: when Orbax does not write to such a place.
+        ResultsError: when what it needs is not installed.
+    """
+    if not in_bucket(out):
+        return Path(out)
+    if not out.startswith("gs://"):
+        raise ConfigError(f"out: {out}: a pretraining writes to a local folder or to gs://.")
+    return epath.Path(RunFolder(out).path)
+
+
+def in_bucket(place: str | os.PathLike[str]) -> bool:
+    """Whether a place is a URL: files there are written whole, and never added to."""
+    return "://" in os.fspath(place)
+
+
 @contextlib.contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
+def writing_to(folder: Place) -> Iterator[None]:
     """Turn the operating system's refusal to write into a sentence that names the folder."""
     try:
         yield
@@ -40,7 +66,7 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+def check_identity(folder: Place, identity: Mapping[str, Any]) -> None:
     """Refuse a folder that holds another pretraining than the one to write there.
 
     Args:
@@ -51,7 +77,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
         ResultsError: when it was written under another identity, or by something else.
     """
     record = read_record(folder)
-    if record is None and any(path.name.isdigit() for path in folder.glob("*")):
+    if record is None and _holds_checkpoints(folder):
         raise ResultsError(
             f"{folder}: holds checkpoints but no {RECORD} that says of what; set another `out`."
         )
@@ -64,7 +90,14 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
             )
 
 
-def start_session(folder: Path, identity: Mapping[str, Any], step: int, device: str) -> None:
+def _holds_checkpoints(folder: Place) -> bool:
+    try:
+        return any(path.name.isdigit() for path in folder.glob("*"))
+    except FileNotFoundError as error:  # of a bucket; of a folder that does not exist there is none
+        raise ResultsError(f"{folder}: there is no such bucket; set another `out`.") from error
+
+
+def start_session(folder: Place, identity: Mapping[str, Any], step: int, device: str) -> None:
     """Record what this folder holds, and that a session goes on with it.
 
     Args:
@@ -82,14 +115,18 @@ def start_session(folder: Path, identity: Mapping[str, Any], step: int, device: 
         _write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
+def read_record(folder: Place) -> dict[str, Any] | None:
     """The contents of pretrain.json, or None where there is none.
 
     Raises:
         ResultsError: when it is damaged.
     """
     try:
-        return json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if in_bucket(folder):
+            content = RunFolder(folder).read(RECORD)
+        else:
+            content = (folder / RECORD).read_bytes()
+        return None if content is None else json.loads(content)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
@@ -118,8 +155,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+def _write_text(path: Place, text: str) -> None:
+    if in_bucket(path):
+        RunFolder(path.parent).write(path.name, text.encode())
+    else:
+        write_whole(Path(path), lambda file: file.write_text(text, encoding="utf-8"))
 
 
 class Log:
@@ -130,30 +170,42 @@ class Log:
     it. Rows are on the disk before the checkpoint of their step is, so that cutting the file at
     the checkpoint that a run resumes from leaves neither gap nor repetition.
 
+    In a bucket, where nothing can be added to a file, all rows are written again with each
+    checkpoint.
+
     Args:
         folder: of the pretraining.
         step: the last step whose rows are kept.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Place, step: int) -> None:
         self._path = folder / LOG
-        header = ",".join(COLUMNS) + "\n"
-        kept = [line for line in self._lines() if int(line.partition(",")[0]) <= step]
+        kept = [line for line in self._rows() if int(line.partition(",")[0]) <= step]
+        self._lines = [",".join(COLUMNS) + "\n", *kept]
         with writing_to(folder):
-            _write_text(self._path, header + "".join(kept))
+            _write_text(self._path, "".join(self._lines))
 
-    def _lines(self) -> list[str]:
+    def _rows(self) -> list[str]:
         if not self._path.exists():
             return []
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
         return [line for line in lines if line.endswith("\n")]  # a killed run may tear the last
 
     def append(self, rows: list[dict[str, float]]) -> None:
-        """Write rows of step, loss, learning_rate and norm, and see them to the disk."""
-        with writing_to(self._path.parent), self._path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(row) for row in rows)
+        """Add rows of step, loss, learning_rate and norm; on a local disk they are there then."""
+        lines = [_line(row) for row in rows]
+        if in_bucket(self._path):
+            self._lines += lines
+            return
+        with writing_to(self._path.parent), self._path.open("a") as file:
+            file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
+
+    def keep(self) -> None:
+        """See that all rows are where they belong."""
+        if in_bucket(self._path):
+            _write_text(self._path, "".join(self._lines))
 
 
 def _line(row: Mapping[str, float]) -> str:

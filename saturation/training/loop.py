@@ -5,18 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from saturation.config import PretrainConfig
-from saturation.errors import ConfigError, Stopped
+from saturation.errors import Stopped
 from saturation.models import T5
 from saturation.progress import Progress
 from saturation.signals import stop_requested
 from saturation.training.data import SpanCorruptionBatches, read_corpus
-from saturation.training.folder import Log, check_identity, start_session
+from saturation.training.folder import Log, Place, check_identity, open_place, start_session
 from saturation.training.objectives import lengths_to_fill
 from saturation.training.optimizers import build_optimizer, build_schedule
 from saturation.training.step import TrainState, Update, initial_state, make_update, model_config
@@ -26,7 +25,7 @@ from saturation.training.tokens import embedding_rows, open_vocabulary
 SECONDS_BETWEEN_REPORTS = 0.5
 
 
-def pretrain(config: PretrainConfig, progress: Progress | None = None) -> Path:
+def pretrain(config: PretrainConfig, progress: Progress | None = None) -> Place:
     """Train a T5 by span corruption and write its trajectory to `config.out`.
 
     A folder that holds part of this very run is gone on with, from the last complete checkpoint,
@@ -38,14 +37,14 @@ def pretrain(config: PretrainConfig, progress: Progress | None = None) -> Path:
         progress: told of every step, if given.
 
     Returns:
-        The folder, which `open_trajectory` reads.
+        The folder or the place in a bucket, which `open_trajectory` reads.
 
     Raises:
         ConfigError: when the configuration cannot be carried out.
         ResultsError: when the folder holds another run, or cannot be written.
         Stopped: when a signal ended it.
     """
-    folder = _local(config.out)
+    folder = open_place(config.out)
     chosen = config.checkpoints.chosen(config.steps)
     batches, identity = _prepare(config)
     check_identity(folder, identity)
@@ -59,12 +58,6 @@ def pretrain(config: PretrainConfig, progress: Progress | None = None) -> Path:
     finally:
         store.close()
     return folder
-
-
-def _local(out: str) -> Path:
-    if "://" in out:
-        raise ConfigError(f"out: {out}: a pretraining writes to a local folder, not to a URL.")
-    return Path(out)
 
 
 def _prepare(config: PretrainConfig) -> tuple[SpanCorruptionBatches, dict[str, Any]]:
@@ -130,10 +123,10 @@ def _train(
         run.state, metrics = run.update(run.state, run.batches(step - 1))
         reporter.add(step, metrics)
         if step in chosen:
-            reporter.flush()
+            reporter.keep()
             store.save(run.state)
         if stop.is_set() and step < run.config.steps:
-            reporter.flush()
+            reporter.keep()
             store.save_to_resume(run.state)
             raise Stopped(
                 f"{store.folder}: the pretraining stopped at step {step} of {run.config.steps}; "
@@ -158,6 +151,11 @@ class _Reporter:
         self._waiting.append((step, metrics))
         if time.monotonic() - self._flushed > SECONDS_BETWEEN_REPORTS:
             self.flush()
+
+    def keep(self) -> None:
+        """See that all rows are where they belong, before a checkpoint says that they are."""
+        self.flush()
+        self._log.keep()
 
     def flush(self) -> None:
         """Write what is waiting."""

@@ -5,22 +5,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from saturation.errors import ResultsError
-from saturation.training.folder import writing_to
+from saturation.training.folder import Place, in_bucket, writing_to
 from saturation.training.step import TrainState
 
 RESUME = "resume"
 
 _REFUSAL = re.compile(
-    r"no space left on device|disk quota exceeded|read-only|permission denied", re.IGNORECASE
+    r"no space left on device|disk quota exceeded|read-only|permission.denied", re.IGNORECASE
 )
 
 
@@ -28,8 +27,8 @@ class Store:
     """The trajectory in a folder, and beside it the place where an interrupted run stopped.
 
     Saving returns when the checkpoint is complete: Orbax writes under a temporary name and
-    renames. It is not asynchronous, since the next update overwrites the arrays it would be
-    reading.
+    renames, in a bucket it adds a file that says so. It is not asynchronous, since the next update
+    overwrites the arrays it would be reading.
 
     Args:
         folder: of the pretraining; made where it does not exist.
@@ -38,19 +37,20 @@ class Store:
         folder: the same.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.folder = folder
         self._trajectory = self._open(folder, max_to_keep=None)
         self._resume: ocp.CheckpointManager | None = None
         if (folder / RESUME).is_dir():
             self._resume = self._open(folder / RESUME, max_to_keep=1)
 
-    def _open(self, folder: Path, max_to_keep: int | None) -> ocp.CheckpointManager:
+    def _open(self, folder: Place, max_to_keep: int | None) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=max_to_keep, enable_async_checkpointing=False, create=True
         )
         with writing_to(self.folder):
-            return ocp.CheckpointManager(folder.resolve(), options=options)
+            place = folder if in_bucket(folder) else folder.resolve()
+            return ocp.CheckpointManager(place, options=options)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ class Store:
         if self._resume:
             self._resume.close()
             self._resume = None
-            shutil.rmtree(self.folder / RESUME)
+            epath.Path(self.folder / RESUME).rmtree()
 
     def save_to_resume(self, state: TrainState) -> None:
         """Keep a state to go on from without making it part of the trajectory."""
