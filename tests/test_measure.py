@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from checkpoint_writers import t5_parameters, write_t5x
 from made_trajectory import canonical, t5_arrays, write_trajectory
 
 import saturation
@@ -18,6 +19,7 @@ from saturation import plan, run, run_weights, stream
 from saturation.checkpoints.base import Parameter
 from saturation.description import bundles
 from saturation.errors import MeasureError, ResultsError, Stopped
+from saturation.measures.reduce import tile
 from saturation.parts import status
 from saturation.plan import Shard, assigned
 from saturation.runfolder import RunFolder
@@ -411,3 +413,27 @@ def test_bfloat16_is_measured_at_its_own_values(tmp_path: Path) -> None:
     table = measured(folder, tmp_path / "r")
     whole = np.concatenate([array.ravel() for array in canonical(folder, 30).values()])
     np.testing.assert_allclose(value(table, 30, "l2", "total"), np.linalg.norm(whole), 1e-12)
+
+
+def test_a_chunk_larger_than_a_tile_is_summed_over_its_tiles(tmp_path: Path) -> None:
+    """Three tiles and a half of one: what is there once, in the last, is not lost either."""
+    length = 3 * tile(np.dtype(np.float32)) + 500_001
+    name, wide = "token_embedder/embedding", {}
+    array = np.zeros((1, length), np.float32)
+    for step in (0, 1, 2):
+        array = array + np.random.default_rng(step).standard_normal((1, length)).astype(np.float32)
+        if step == 1:
+            array[0, -1] = 40
+        write_t5x(tmp_path / "t" / f"checkpoint_{step}", t5_parameters(layers=1) | {name: array})
+        wide[step] = array.astype(np.float64)
+    table = measured(tmp_path / "t", tmp_path / "run")
+    for step, expected in wide.items():
+        found = {metric: value(table, step, metric, name) for metric in ("l2", "max_abs")}
+        assert found["l2"] == pytest.approx(np.linalg.norm(expected), rel=1e-12)
+        assert found["max_abs"] == np.abs(expected).max()
+    for step, before in ((1, 0), (2, 1)):
+        moved = value(table, step, "step_norm", name)
+        assert moved == pytest.approx(np.linalg.norm(wide[step] - wide[before]), rel=1e-12)
+    cosine = np.vdot(wide[0], wide[2]) / np.linalg.norm(wide[0]) / np.linalg.norm(wide[2])
+    found = value(table, 2, "cosine_to_first", name)
+    assert found == pytest.approx(cosine, rel=1e-12)
