@@ -5,6 +5,13 @@
 #   137   it was killed outright (no memory left, a failing node): three times at most
 . "${BASH_SOURCE[0]%/*}/../run_to_the_end.sh"
 
+# srun would kill its tasks outright. Of an array's task, its place in the array: the number of the last one
+# is the array's too, and stands for all of it.
+ask_to_stop() {
+  local array=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+  scancel --signal=TERM "${array:-$SLURM_JOB_ID}" || true
+}
+
 resumable() {
   local status=0
   # srun does not take this over from sbatch.
