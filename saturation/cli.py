@@ -167,8 +167,6 @@ def measure_trajectory(
         _print(work if as_json else planned_text(work))
         return
 
-    import jax
-
     from saturation.processes import everywhere, is_first, join
     from saturation.run import measure
     from saturation.run_activations import ActivationSettings, read_settings
@@ -191,9 +189,7 @@ def measure_trajectory(
             mesh=sizes,
         )
 
-    # On the CPU the thread that has read a block computes on it: to hand it to one of XLA's costs a
-    # sixth of that. Asked for before JAX looks for devices.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    _compute_on_calling_thread()
     sizes = None if mesh is None else parse_mesh(mesh)
     if distributed:
         join()
@@ -317,7 +313,10 @@ def run_experiment_file(
     from saturation.config import ExperimentConfig, load_config
     from saturation.experiment import run_experiment
 
-    typer.echo(run_experiment(load_config(config, _parse_overrides(overrides), ExperimentConfig)))
+    experiment = load_config(config, _parse_overrides(overrides), ExperimentConfig)
+    if experiment.pretrain is None:  # training prepares the next batch meanwhile
+        _compute_on_calling_thread()
+    typer.echo(run_experiment(experiment))
 
 
 @app.command("scan-snap")
@@ -393,6 +392,17 @@ def main() -> None:
             raise
         print(f"saturation: {error}", file=sys.stderr)
         sys.exit(EXIT_RESUMABLE if isinstance(error, Stopped) else EXIT_FAILED)
+
+
+def _compute_on_calling_thread() -> None:
+    """On the CPU let the thread that has read a block compute on it.
+
+    To hand it to a thread of XLA's costs a sixth of that. To be asked for before JAX looks for
+    devices.
+    """
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def _print(result: str | dict[str, Any]) -> None:
