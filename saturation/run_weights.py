@@ -26,6 +26,7 @@ from saturation.measures.base import COMBINE, Rule, WeightMeasure
 from saturation.measures.reduce import (
     NEUTRAL,
     accumulation,
+    as_taken,
     block_statistics,
     capacity,
     derived_at,
@@ -226,7 +227,8 @@ def _tiles(buffer: np.ndarray) -> Sequence[jax.Array | np.ndarray]:
     anew. Where JAX does not take memory of this alignment as it is, the tile is NumPy's.
     """
     length = tile(buffer.dtype)
-    tiles = [buffer[start : start + length] for start in range(0, buffer.size, length)]
+    given = as_taken(buffer)
+    tiles = [given[start : start + length] for start in range(0, given.size, length)]
     arrays = [jax.device_put(each, may_alias=True) for each in tiles]
     same = all(
         array.unsafe_buffer_pointer() == each.ctypes.data

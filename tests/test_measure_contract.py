@@ -14,6 +14,7 @@ from saturation.measures import MEASURES
 from saturation.measures.base import ArrayInfo, Block, WeightMeasure
 from saturation.measures.reduce import (
     accumulation,
+    as_taken,
     block_statistics,
     capacity,
     combine,
@@ -53,6 +54,8 @@ def by_device(measure: WeightMeasure, platform: str, *values: np.ndarray) -> dic
     ]
     for buffer, value in zip(buffers, values, strict=True):
         buffer[:count] = value  # what lies behind it must not count
+    if platform == "cpu":
+        buffers = [as_taken(buffer) for buffer in buffers]
     with enable_x64(accumulation(platform) == "float64"):
         found = jax.device_get(kernel(np.int32(count), *map(jax.numpy.asarray, buffers)))
     rules = statistic_rules([measure], platform)
@@ -115,6 +118,15 @@ def test_every_stored_dtype_is_summed_at_its_own_values(
     found = completed(measure, found, *values)
     for name, wanted in expected.items():
         np.testing.assert_allclose(found[name], wanted, 1e-12, 1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_not_finite_is_counted_in_every_stored_dtype(dtype: np.dtype) -> None:
+    values = [value.astype(dtype) for value in arrays(5000)]
+    values[0][[3, 8, 4999]] = np.nan, -np.inf, np.inf
+    found = by_device(MEASURES["norms"], "cpu", *values)
+    assert found["nonfinite"] == 3
+    assert np.isnan(found["max_abs"])
 
 
 def test_statistics_of_one_name_are_one_statistic() -> None:
