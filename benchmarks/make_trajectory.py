@@ -3,6 +3,7 @@
     python benchmarks/make_trajectory.py --size base --steps 4 --out /tmp/t5-base
     python benchmarks/make_trajectory.py --steps 4 --out /tmp/t5-tf --format mesh_tensorflow
     python benchmarks/make_trajectory.py --steps 4 --out /tmp/t5-t5x --format t5x
+    python benchmarks/make_trajectory.py --steps 4 --out /tmp/t5-bf16 --dtype bfloat16
 
 The first checkpoint is normal noise of the published shapes; each later one adds a tenth of it in
 another order, so that neighbours differ as in training. Steps beyond --distinct are hard links to
@@ -19,6 +20,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 SIZES = {  # layers of a stack, d_model, heads × d_kv, d_ff: arXiv 1910.10683, §3.1 and §3.7
@@ -29,6 +31,7 @@ SIZES = {  # layers of a stack, d_model, heads × d_kv, d_ff: arXiv 1910.10683, 
 }
 VOCAB, HEADS = 32128, {"tiny": 4, "small": 8, "base": 12, "large": 16}
 CHUNK_BYTES = 64 * 2**20
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 Arrays = dict[str, np.ndarray]
 
@@ -170,7 +173,7 @@ FORMATS: dict[str, Callable[[Path, Arrays, str], None]] = {
 }
 
 
-def write(out: Path, size: str, steps: int, form: str) -> None:
+def write(out: Path, size: str, steps: int, form: str, dtype: str) -> None:
     """Write `steps` checkpoints: 0, 1000, ..."""
     out.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).standard_normal(2**24, np.float32)
@@ -181,7 +184,8 @@ def write(out: Path, size: str, steps: int, form: str) -> None:
             count = math.prod(shape)
             start = np.resize(np.roll(noise, 97 * number), count)
             drift = np.resize(np.roll(noise, 89 * number + 31 * step), count)
-            arrays[name] = (start + np.float32(0.1 * step) * drift).reshape(shape)
+            array = (start + np.float32(0.1 * step) * drift).reshape(shape)
+            arrays[name] = array.astype(DTYPES[dtype], copy=False)
         FORMATS[form](out / f"step_{1000 * step}", arrays, size)
 
 
@@ -200,10 +204,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--distinct", type=int, help="how many differ (huggingface only)")
     parser.add_argument("--format", choices=FORMATS, default="huggingface")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(huggingface only)")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     distinct = min(arguments.distinct or arguments.steps, arguments.steps)
-    write(arguments.out, arguments.size, distinct, arguments.format)
+    if arguments.format != "huggingface" and arguments.dtype != "float32":
+        parser.error("--dtype goes with --format huggingface")
+    write(arguments.out, arguments.size, distinct, arguments.format, arguments.dtype)
     link(arguments.out, distinct, arguments.steps)
     files = {p.stat().st_ino: p.stat().st_size for p in arguments.out.rglob("*") if p.is_file()}
     print(
