@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -169,28 +170,26 @@ def measure_trajectory(
 
     from saturation.processes import everywhere, is_first, join
     from saturation.run import measure
-    from saturation.run_activations import ActivationSettings, read_settings
+    from saturation.run_activations import read_settings
     from saturation.sharding import parse_mesh
 
-    def settings() -> ActivationSettings | None:
-        return read_settings(
-            names,
-            tokens=tokens,
-            vocabulary=vocabulary,
-            sequences=sequences,
-            length=length,
-            decoder_input=decoder_input,
-            corpus=corpus,
-            limits=_names(limits),
-            batch_size=batch_size,
-            scale=scale,
-            terms=terms,
-            fast=fast,
-            mesh=sizes,
-        )
-
     _compute_on_calling_thread()
-    sizes = None if mesh is None else parse_mesh(mesh)
+    settings = partial(
+        read_settings,
+        names,
+        tokens=tokens,
+        vocabulary=vocabulary,
+        sequences=sequences,
+        length=length,
+        decoder_input=decoder_input,
+        corpus=corpus,
+        limits=_names(limits),
+        batch_size=batch_size,
+        scale=scale,
+        terms=terms,
+        fast=fast,
+        mesh=None if mesh is None else parse_mesh(mesh),
+    )
     if distributed:
         join()
     opened, taken_on = everywhere(lambda: (open_trajectory(trajectory, steps), settings()))

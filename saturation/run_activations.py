@@ -135,10 +135,9 @@ def read_settings(
     """
     if not needs_tokens(measures):
         return None
-    text = None
+    batch, text = read_tokens(tokens, vocabulary, sequences, length, decoder_input), None
     if needs_corpus(measures):
         text = read_corpus_tokens(corpus or tokens, vocabulary, length)
-    batch = read_tokens(tokens, vocabulary, sequences, length, decoder_input)
     return ActivationSettings(batch, batch_size, scale, terms, fast, tuple(limits), mesh, text)
 
 

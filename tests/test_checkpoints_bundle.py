@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from checkpoint_writers import assert_same, t5_parameters
 
-from saturation.checkpoints import names, open_checkpoint
+from saturation.checkpoints import names, open_checkpoint, tensor_bundle
 from saturation.errors import CheckpointFormatError
 from saturation.trajectory import open_trajectory
 
@@ -221,6 +221,14 @@ def test_a_changed_byte_is_found_when_the_array_is_read_in_blocks(written):
         damaged.read(name, (rows,))
     with pytest.raises(CheckpointFormatError, match=r"is damaged: its bytes have the checksum 0x"):
         damaged.read(name, (blocks[-1],))
+
+
+def test_the_checksum_is_crc_32c_in_pieces_too():
+    """The known value of its check string, RFC 3720; and of nothing."""
+    data = np.frombuffer(b"123456789", np.uint8)
+    extend = tensor_bundle.crc32c
+    assert extend(data) == extend(data[4:], extend(data[:4])) == 0xE3069283
+    assert extend(data[:0], 7) == 7
 
 
 def test_a_slice_reads_only_itself(written):

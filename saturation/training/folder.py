@@ -197,7 +197,7 @@ class Log:
         if in_bucket(self._path):
             self._lines += lines
             return
-        with writing_to(self._path.parent), self._path.open("a") as file:
+        with writing_to(self._path.parent), self._path.open("a", encoding="utf-8") as file:
             file.writelines(lines)
             file.flush()
             os.fsync(file.fileno())
