@@ -36,10 +36,24 @@ def link_steps(folder: Path, present: list[int], wanted: list[int]) -> None:
             os.link(file, target / file.name)
 
 
-def start(trajectory: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
+# The command, at 5 ms an array or more, so that whoever waits for its first part comes in time.
+UNHURRIED = """
+import time
+from saturation.cli import main
+from saturation.progress import Progress
+
+Progress.advance = lambda *_: time.sleep(0.005)
+main()
+"""
+
+
+def start(
+    trajectory: Path, out: Path, log: Path, unhurried: bool = False
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", UNHURRIED] if unhurried else [COMMAND]
     arguments = ["measure", trajectory, "--measures", "norms,direction", "--out", out]
     with log.open("ab") as file:
-        return subprocess.Popen([COMMAND, *arguments], stderr=file, stdout=file)
+        return subprocess.Popen([*command, *arguments], stderr=file, stdout=file)
 
 
 def parts(out: Path) -> int:
@@ -64,7 +78,7 @@ def test_a_killed_run_resumes_to_the_same_table(tmp_path: Path) -> None:
     trajectory = many_steps(tmp_path / "t", 3, 120, vocab=2000)
     whole, out, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
     saturation.measure(saturation.open_trajectory(trajectory), ["norms", "direction"], str(whole))
-    killed = kill(start(trajectory, out, log), lambda: parts(out) > 0)
+    killed = kill(start(trajectory, out, log, unhurried=True), lambda: parts(out) > 0)
     before = parts(out)
     assert killed
     assert 0 < before < parts(whole), "it was killed between the first part and the last"
@@ -78,7 +92,7 @@ def test_a_killed_run_resumes_to_the_same_table(tmp_path: Path) -> None:
 def test_sigterm_finishes_the_array_at_hand_and_exits_75(tmp_path: Path) -> None:
     trajectory = many_steps(tmp_path / "t", 3, 120, vocab=2000)
     out, log = tmp_path / "run", tmp_path / "log"
-    process = start(trajectory, out, log)
+    process = start(trajectory, out, log, unhurried=True)
     while process.poll() is None and not parts(out):
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
@@ -92,9 +106,12 @@ def test_sigterm_finishes_the_array_at_hand_and_exits_75(tmp_path: Path) -> None
 
 INTERRUPTED = """
 import sys
+import time
 import saturation
 from saturation.errors import Stopped
+from saturation.progress import Progress
 
+Progress.advance = lambda *_: time.sleep(0.005)
 print("begun", flush=True)
 try:
     saturation.measure(saturation.open_trajectory(sys.argv[1]), ["norms"], sys.argv[2])
@@ -107,7 +124,7 @@ def test_an_interrupt_in_python_writes_what_is_at_hand_and_begins_nothing_else(
     tmp_path: Path,
 ) -> None:
     """As a notebook's stop does."""
-    trajectory, out = many_steps(tmp_path / "t", 3, 240, vocab=2000), tmp_path / "run"
+    trajectory, out = many_steps(tmp_path / "t", 3, 120, vocab=2000), tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, trajectory, out], stdout=subprocess.PIPE, text=True
     )

@@ -182,19 +182,33 @@ def test_the_loss_is_the_mean_over_targets_that_are_no_padding():
 # --- interruption -------------------------------------------------------------------------------
 
 
+# A pretraining that waits after 30 steps, for the signal that ends it, however late it comes.
+_TO_BE_KILLED = """
+import json, sys, time
+from saturation.config import PretrainConfig
+from saturation.progress import Progress
+from saturation.training import loop
+
+class Held(Progress):
+    def advance(self, amount, note=""):
+        super().advance(amount, note)
+        if self._done >= 30:
+            time.sleep(600)
+
+loop.SECONDS_BETWEEN_REPORTS = 0.0
+config = PretrainConfig.model_validate(json.loads(sys.argv[1]))
+loop.pretrain(config, Held("", "steps", quiet=True))
+"""
+
+
 def _start(out, variables):
     config = json.dumps(_config(out).model_dump(mode="json"))
-    code = (
-        "import json, sys; from saturation.config import PretrainConfig; "
-        "from saturation.training import pretrain; "
-        "pretrain(PretrainConfig.model_validate(json.loads(sys.argv[1])))"
-    )
     environment = {
         **os.environ,
         **variables,
         "PYTHONPATH": os.pathsep.join([str(Path(saturation.__file__).parents[1]), *sys.path]),
     }
-    return subprocess.Popen([sys.executable, "-c", code, config], env=environment)
+    return subprocess.Popen([sys.executable, "-c", _TO_BE_KILLED, config], env=environment)
 
 
 def _wait_for(path, process, seconds=120):
@@ -212,13 +226,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, finished, compile_once)
         _wait_for(out / awaited, process)
         time.sleep(random.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
+    assert not (out / str(STEPS)).exists()
     pretrain(_config(out))
     assert saturation.open_trajectory(out).steps == (0, 2, 5, 20, 40)
     _assert_same_to_the_bit(out, finished)
     sessions = json.loads((out / "pretrain.json").read_text())["sessions"]
     assert sessions[0]["from_step"] == 0
-    assert len(sessions) >= 2
+    assert sessions[-1]["from_step"] == 20
 
 
 class _StopAt(Progress):
