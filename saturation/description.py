@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from saturation.checkpoints.base import Checkpoint, Parameter
     from saturation.trajectory import Trajectory
 
+# What a part is read for, if it can be: writing one takes as long as reading some 10 MB.
+READ_FOR_PART = 256 * 2**20
 BUNDLE_BYTES = 32 * 2**20
-BUNDLES_OF_WHOLE = 32
+# Of the whole, so that shards are alike and a kill loses little.
+FEWEST_BUNDLES, MOST_BUNDLES = 16, 32
 
 
 def identity(checkpoint: Checkpoint) -> str:
@@ -38,6 +41,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """Return `run.json`: what is measured, of what, by which code, on which device."""
     steps = trajectory.steps
+    bundled = bundles(parameters, len(steps))
     return {
         "trajectory": trajectory.path,
         "format": trajectory[steps[0]].format,
@@ -47,7 +51,7 @@ def describe_run(
         },
         "measures": [measure.name for measure in measures],
         "arrays": _describe_arrays(parameters),
-        "bundles": {key: list(names) for key, names in bundles(parameters).items()},
+        "bundles": {key: list(names) for key, names in bundled.items()},
         "environment": _environment(),
     }
 
@@ -163,14 +167,16 @@ def _span(steps: Sequence[int]) -> str:
     return f"{steps[0]} … {steps[-1]} ({len(steps)} of them)"
 
 
-def bundles(arrays: Mapping[str, Parameter]) -> dict[str, tuple[str, ...]]:
+def bundles(arrays: Mapping[str, Parameter], steps: int) -> dict[str, tuple[str, ...]]:
     """Return the arrays that share a part on disk, {the first one's name: their names}.
 
-    A part costs a few milliseconds to write and more to fetch from a bucket, so that neighbours
-    share one up to 32 MB, or a 32nd of all there is: what one shard, or a kill, can have less of.
+    A part costs a millisecond to write and many to fetch from a bucket, so that neighbours share
+    one up to 32 MB, or what makes 256 MB at that many steps; but no more than a 16th of all there
+    is, or a 32nd where that is much: what one shard, or a kill, can have less of.
     """
     whole = sum(parameter.nbytes for parameter in arrays.values())
-    limit = min(BUNDLE_BYTES, whole // BUNDLES_OF_WHOLE)
+    number = min(max(whole * steps // READ_FOR_PART, FEWEST_BUNDLES), MOST_BUNDLES)
+    limit = min(max(BUNDLE_BYTES, READ_FOR_PART // steps), whole // number)
     found: list[list[str]] = []
     room = -1
     for name, parameter in arrays.items():

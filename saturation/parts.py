@@ -152,9 +152,11 @@ def part_content(
     fields = [(name, array.type) for name, array in zip(columns, arrays, strict=True)]
     schema = pa.schema(fields, metadata={"measure": measure, "key": key})
     table = pa.Table.from_arrays(arrays, schema=schema)
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
+    # Texts repeat, numbers hardly do; nothing asks for least and greatest values.
+    texts: Any = [name for name, kind in fields if kind == pa.string()]
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, use_dictionary=texts, write_statistics=False)
+    return sink.getvalue().to_pybytes()
 
 
 def _arrow(column: np.ndarray | Sequence[str] | Sequence[np.ndarray]) -> Array:

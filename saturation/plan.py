@@ -249,7 +249,7 @@ def planned_work(
     weights = [measure for measure in asked if isinstance(measure, WeightMeasure)]
     activated = [measure for measure in asked if isinstance(measure, ActivationMeasure)]
     grouped = [measure for measure in asked if isinstance(measure, GroupMeasure)]
-    bundled = bundles(parameters)
+    bundled = bundles(parameters, len(trajectory.steps))
     found = folder.description()
     if found is not None:
         refuse_other_versions(folder, found)

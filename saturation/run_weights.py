@@ -266,6 +266,8 @@ def _completed(totals: Totals, measures: Sequence[WeightMeasure], platform: str)
 
 def _add_processes(totals: dict[str, Totals], measures: Sequence[WeightMeasure]) -> None:
     """Combine the statistics of the blocks that each process took, in place; all get the same."""
+    if jax.process_count() == 1:
+        return
     rules: dict[str, Rule] = {}
     for measure in measures:
         rules |= measure.statistics

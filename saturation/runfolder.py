@@ -15,7 +15,7 @@ import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from saturation.errors import ResultsError
 
@@ -76,7 +76,7 @@ class RunFolder:
             if self._remote is not None:
                 _asked(lambda: self._remote.pipe_file(f"{self._root}/{name}", content))
             else:
-                write_whole(Path(self.path) / name, lambda file: file.write_bytes(content))
+                write_whole(Path(self.path) / name, lambda file: file.write(content))
         except OSError as error:
             remedy = "log in or wait" if self._remote is not None else "make room"
             raise ResultsError(
@@ -159,7 +159,7 @@ def unescape(segment: str) -> str:
     return segment.replace("+", "/").replace("%2B", "+").replace("%25", "%")
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary neighbour of `path` and rename it; on failure leave nothing.
 
     The file is flushed to the disk before it gets its name, so that a crash cannot leave it empty.
@@ -167,12 +167,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        write(temporary)
-        with temporary.open("rb+") as file:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
 
 
 def refuse_url(path: str | os.PathLike[str], what: str) -> None:
@@ -192,7 +194,7 @@ def write_text(path: str | os.PathLike[str], text: str, what: str) -> Path:
     """
     path = Path(path)
     try:
-        write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+        write_whole(path, lambda file: file.write(text.encode()))
     except OSError as error:
         raise ResultsError(
             f"Cannot write {path}: {error.strerror or error}. "

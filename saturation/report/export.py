@@ -42,7 +42,7 @@ def export(table: pd.DataFrame, file_format: str, path: str | Path) -> None:
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    write_whole(path, lambda file: table.to_csv(file, index=False))
+    write_whole(path, lambda file: table.to_csv(file, index=False, mode="wb"))
 
 
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:

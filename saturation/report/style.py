@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Int
@@ -153,7 +152,7 @@ def save_figure(figure: Figure, directory: Path, name: str) -> list[Path]:
 
 
 def _saver(figure: Figure, kind: str, metadata: dict[str, None]) -> Any:
-    def save(path: str | os.PathLike[str]) -> None:
-        figure.savefig(path, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
+    def save(file: BinaryIO) -> None:
+        figure.savefig(file, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
 
     return save

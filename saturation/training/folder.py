@@ -159,7 +159,7 @@ def _write_text(path: Place, text: str) -> None:
     if in_bucket(path):
         RunFolder(path.parent).write(path.name, text.encode())
     else:
-        write_whole(Path(path), lambda file: file.write_text(text, encoding="utf-8"))
+        write_whole(Path(path), lambda file: file.write(text.encode()))
 
 
 class Log:
