@@ -36,21 +36,25 @@ def link_steps(folder: Path, present: list[int], wanted: list[int]) -> None:
             os.link(file, target / file.name)
 
 
-# The command, at 5 ms an array or more, so that whoever waits for its first part comes in time.
-UNHURRIED = """
+# The command, at 5 ms a step of an array, so that whoever waits for its first part comes in time.
+UNHURRIED = [
+    sys.executable,
+    "-c",
+    """
 import time
 from saturation.cli import main
 from saturation.progress import Progress
 
 Progress.advance = lambda *_: time.sleep(0.005)
 main()
-"""
+""",
+]
 
 
 def start(
     trajectory: Path, out: Path, log: Path, unhurried: bool = False
 ) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", UNHURRIED] if unhurried else [COMMAND]
+    command = UNHURRIED if unhurried else [COMMAND]
     arguments = ["measure", trajectory, "--measures", "norms,direction", "--out", out]
     with log.open("ab") as file:
         return subprocess.Popen([*command, *arguments], stderr=file, stdout=file)
@@ -75,7 +79,7 @@ def reused(log: Path) -> list[int]:
 
 
 def test_a_killed_run_resumes_to_the_same_table(tmp_path: Path) -> None:
-    trajectory = many_steps(tmp_path / "t", 3, 120, vocab=2000)
+    trajectory = many_steps(tmp_path / "t", 3, 120, vocab=64)
     whole, out, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
     saturation.measure(saturation.open_trajectory(trajectory), ["norms", "direction"], str(whole))
     killed = kill(start(trajectory, out, log, unhurried=True), lambda: parts(out) > 0)
@@ -90,7 +94,7 @@ def test_a_killed_run_resumes_to_the_same_table(tmp_path: Path) -> None:
 
 
 def test_sigterm_finishes_the_array_at_hand_and_exits_75(tmp_path: Path) -> None:
-    trajectory = many_steps(tmp_path / "t", 3, 120, vocab=2000)
+    trajectory = many_steps(tmp_path / "t", 3, 120, vocab=64)
     out, log = tmp_path / "run", tmp_path / "log"
     process = start(trajectory, out, log, unhurried=True)
     while process.poll() is None and not parts(out):
@@ -124,7 +128,7 @@ def test_an_interrupt_in_python_writes_what_is_at_hand_and_begins_nothing_else(
     tmp_path: Path,
 ) -> None:
     """As a notebook's stop does."""
-    trajectory, out = many_steps(tmp_path / "t", 3, 120, vocab=2000), tmp_path / "run"
+    trajectory, out = many_steps(tmp_path / "t", 3, 120, vocab=64), tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, trajectory, out], stdout=subprocess.PIPE, text=True
     )

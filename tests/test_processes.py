@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_trajectory import write_trajectory
-from test_kill import many_steps
+from test_kill import UNHURRIED, many_steps
 
 import saturation
 from saturation import processes
@@ -172,10 +172,10 @@ def test_processes_measure_on_the_fixtures_what_one_device_does(
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_stops_all_at_the_same_job(tmp_path: Path) -> None:
-    trajectory = many_steps(tmp_path / "t", 12, 240, vocab=2000)
+    trajectory = many_steps(tmp_path / "t", 3, 120, vocab=64)
     out, arguments = tmp_path / "two", ("--measures", "norms,direction")
-    command = [many_processes.COMMAND, "measure", trajectory, "--out", out, *arguments]
-    started = many_processes.start([*command, "--distributed"], 2, 1)
+    command = [*UNHURRIED, "measure", trajectory, "--out", out, *arguments, "--distributed"]
+    started = many_processes.start(command, 2, 1)
     while not list(out.glob("parts/*/*")) and started[1].poll() is None:
         time.sleep(0.005)
     started[1].send_signal(signal.SIGTERM)
