@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from saturation.checkpoints.base import Box, Parameter
     from saturation.trajectory import Trajectory
 
-Totals = dict[str, np.ndarray]  # {statistic: float64 (steps read,)}
+Totals = dict[str, np.ndarray]  # {statistic: float64 (arrays, steps read)}
 
 
 class WeightStream:
@@ -65,6 +65,7 @@ class WeightStream:
         self._platform = _platform()
         self._mine = _OfThread(self._platform)
         self._halt = threading.Event()
+        self._turn = {name: number for number, name in enumerate(parameters)}
 
     def run(self, todo: Sequence[Job]) -> None:
         """Do all jobs; after an error or a stop, finish the jobs at hand and begin no other."""
@@ -106,66 +107,68 @@ class WeightStream:
             now, previous = ((first, first), (second, first), (third, second))[position]
             block_statistics(job.measures, self._platform)(_scalar(0), now, previous, first)
 
-    def _unless_halted(
-        self, job: Job, readers: Executor | None
-    ) -> tuple[Job, dict[str, Totals]] | None:
+    def _unless_halted(self, job: Job, readers: Executor | None) -> tuple[Job, Totals] | None:
         if self.stop.is_set() or self._halt.is_set():
             return None
         with enable_x64(accumulation(self._platform) == "float64"):
-            return job, {name: self._measure(job, name, readers) for name in job.names}
+            return job, self._measure(job, readers)
 
-    def _write(self, finished: Future[tuple[Job, dict[str, Totals]] | None]) -> bool:
+    def _write(self, finished: Future[tuple[Job, Totals] | None]) -> bool:
         """Write the parts of a finished job; return whether it was begun at all, everywhere."""
         result = everywhere(finished.result)
         if any_of(result is None):
             self._halt.set()
             return False
-        job, totals = cast(tuple[Job, dict[str, Totals]], result)
+        job, totals = cast(tuple[Job, Totals], result)
         _add_processes(totals, job.measures)
+        totals = {name: values[:, len(job.earlier) :] for name, values in totals.items()}
         steps = np.array(self.trajectory.steps[job.start : job.stop], np.int64)
-        rows = slice(len(job.earlier), None)
+        names = np.repeat(np.array(job.names), len(steps))
         for measure in job.measures:
-            columns: dict[str, Any] = {
-                "array": np.repeat(np.array(job.names), len(steps)),
-                "step": np.tile(steps, len(job.names)),
-            }
-            for statistic in measure.statistics:
-                of_arrays = [totals[name][statistic][rows] for name in job.names]
-                columns[statistic] = np.concatenate(of_arrays)
+            columns = {"array": names, "step": np.tile(steps, len(job.names))}
+            columns |= {statistic: totals[statistic].ravel() for statistic in measure.statistics}
             span = int(steps[0]), int(steps[-1])
             write_part(self.folder, measure.name, job.bundle, span, columns)
-        for name in job.names:
-            counts = totals[name].get("nonfinite", np.zeros(len(job.earlier) + len(steps)))[rows]
-            self.nonfinite += [
-                (int(step), name, int(count))
-                for step, count in zip(steps, counts, strict=True)
-                if count
-            ]
+        if "nonfinite" in totals:
+            for array, position in np.argwhere(totals["nonfinite"]):
+                count = int(totals["nonfinite"][array, position])
+                self.nonfinite.append((int(steps[position]), job.names[array], count))
         return True
 
-    def _measure(self, job: Job, name: str, readers: Executor | None) -> Totals:
-        """Stream one array through the job's steps, and return its statistics at all it reads."""
+    def _measure(self, job: Job, readers: Executor | None) -> Totals:
+        """Stream a job's arrays through its steps, and return the statistics at all it reads."""
         positions = (*job.earlier, *range(job.start, job.stop))
         steps = [self.trajectory.steps[position] for position in positions]
         rules = statistic_rules(job.measures, self._platform)
-        totals = np.repeat([[NEUTRAL[rule]] for rule in rules.values()], len(steps), axis=1)
+        neutral = np.array([[NEUTRAL[rule]] for rule in rules.values()])
         rows_of: dict[Rule, np.ndarray] = {
             rule: np.flatnonzero([other == rule for other in rules.values()])
             for rule in set(rules.values())
         }
+        totals = np.tile(neutral[..., None], (len(job.names), len(steps)))
+        for number, name in enumerate(job.names):
+            for found in self._array(job, name, steps, readers):
+                for rule, rows in rows_of.items():
+                    of_block = COMBINE[rule].reduce(found[rows], axis=2)
+                    totals[rows, number] = COMBINE[rule](totals[rows, number], of_block)
+        return _completed(dict(zip(rules, totals, strict=True)), job.measures, self._platform)
+
+    def _array(
+        self, job: Job, name: str, steps: Sequence[int], readers: Executor | None
+    ) -> Iterator[np.ndarray]:
+        """Yield the statistics of each block of an array that is this process's.
+
+        They are (statistics, steps, parts).
+        """
         parameter, checkpoint = self.parameters[name], self.trajectory[steps[0]]
         axis, multiple = checkpoint.block_axis(name), checkpoint.block_multiple(name)
         limit = min(block_limit(self.trajectory), -(-parameter.nbytes // jax.process_count()))
         boxes = blocks(parameter.shape, parameter.dtype.itemsize, axis, multiple, limit)
         # Arrays of one block are dealt to the processes in turn, as the blocks of larger ones are.
-        turn = list(self.parameters).index(name)
+        turn = self._turn[name]
         dtype = _common_dtype({self.trajectory[step].parameters[name].dtype for step in steps})
         for box in boxes[(jax.process_index() - turn) % jax.process_count() :: jax.process_count()]:
-            parts = np.stack([*self._block(job, name, dtype, box, steps, readers)], axis=1)
-            for rule, rows in rows_of.items():
-                of_block = COMBINE[rule].reduce(parts[rows], axis=2)
-                totals[rows] = COMBINE[rule](totals[rows], of_block)
-        return _completed(dict(zip(rules, totals, strict=True)), job.measures, self._platform)
+            yield np.stack([*self._block(job, name, dtype, box, steps, readers)], axis=1)
 
     def _block(
         self,
@@ -238,6 +241,8 @@ def _tiles(buffer: np.ndarray) -> Sequence[jax.Array | np.ndarray]:
 
 
 def _joined(found: Sequence[jax.Array | np.ndarray]) -> np.ndarray:
+    if len(found) == 1:
+        return np.asarray(found[0], np.float64)
     return np.concatenate([np.asarray(each, np.float64) for each in found], axis=1)
 
 
@@ -250,13 +255,15 @@ def _completed(totals: Totals, measures: Sequence[WeightMeasure], platform: str)
     """Add the statistics that are another's value at another step, or derived from others."""
     for measure in measures:
         for name, (source, step) in measure.carried.items():
-            values = totals[source]
-            first = np.broadcast_to(values[:1], values.shape)
-            totals[name] = first if step == "first" else np.append(values[:1], values[:-1])
-    for position in range(min(2, len(next(iter(totals.values()))))):
-        sums = {name: values[position] for name, values in totals.items()}
+            first = totals[source][:, :1]
+            if step == "first":
+                totals[name] = np.repeat(first, totals[source].shape[1], axis=1)
+            else:
+                totals[name] = np.concatenate([first, totals[source][:, :-1]], axis=1)
+    for position in range(min(2, next(iter(totals.values())).shape[1])):
+        sums = {name: values[:, position] for name, values in totals.items()}
         for name, derive in derived_at(position, measures, platform).items():
-            totals[name][position] = derive(sums)
+            totals[name][:, position] = derive(sums)
     for measure in measures:
         for name, derive in measure.derived.items():
             if name not in totals:
@@ -264,19 +271,18 @@ def _completed(totals: Totals, measures: Sequence[WeightMeasure], platform: str)
     return totals
 
 
-def _add_processes(totals: dict[str, Totals], measures: Sequence[WeightMeasure]) -> None:
+def _add_processes(totals: Totals, measures: Sequence[WeightMeasure]) -> None:
     """Combine the statistics of the blocks that each process took, in place; all get the same."""
     if jax.process_count() == 1:
         return
     rules: dict[str, Rule] = {}
     for measure in measures:
         rules |= measure.statistics
-    kept = [(of_array, name) for of_array in totals.values() for name in of_array]
-    ours = np.stack([of_array[name] for of_array, name in kept])
+    ours = np.stack([*totals.values()])
     everyones = np.stack([np.frombuffer(given) for given in gather(ours.tobytes())])
     everyones = everyones.reshape(-1, *ours.shape)
-    for number, (of_array, name) in enumerate(kept):
-        of_array[name] = COMBINE[rules[name]].reduce(everyones[:, number])
+    for number, name in enumerate(totals):
+        totals[name] = COMBINE[rules[name]].reduce(everyones[:, number])
 
 
 def _common_dtype(dtypes: set[np.dtype]) -> np.dtype:

@@ -146,10 +146,10 @@ def _read_block(
     checkpoint = trajectory[step]
     room = buffer[: math.prod(shape)]
     if checkpoint.parameters[name].dtype == buffer.dtype:
-        block = checkpoint.read(name, box, room.reshape(shape))
+        block = checkpoint.read_box(name, box, room.reshape(shape))
         order = "C" if block.flags.c_contiguous else "F"
     else:
-        block = checkpoint.read(name, box)
+        block = checkpoint.read_box(name, box)
         order = "C" if block.flags.c_contiguous else "F"
         room[:] = block.reshape(-1, order=order)
     return order

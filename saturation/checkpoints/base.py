@@ -121,7 +121,7 @@ class FileArray(DiskArray):
         self, folder: Folder, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
     ):
         self.shape, self.dtype = shape, dtype
-        self._folder, self._name, self._offset = folder, name, offset
+        self._folder, self._name, self._offset = folder.owner(name), name, offset
         end = offset + self.nbytes
         if offset < 0 or end > folder.size(name):
             raise CheckpointFormatError(
@@ -218,12 +218,17 @@ class Checkpoint:
                 f"{self.path}: to read {name!r} a C-contiguous buffer of shape {box_shape(box)} "
                 f"and type {parameter.dtype} is needed, not {out.shape} and {out.dtype}."
             )
+        return self.read_box(name, box, out)
+
+    def read_box(self, name: str, box: Box, out: np.ndarray | None = None) -> np.ndarray:
+        """Do what `read` does, of a slice for each axis and a buffer that are known to fit."""
         source = self._sources[name]
         try:
             return source.read(self._arrays[source.array], box, out)
         except MemoryError as error:
             raise CheckpointFormatError(
-                f"{self.path}: {name!r} of shape {parameter.shape} does not fit in memory."
+                f"{self.path}: {name!r} of shape {self.parameters[name].shape} does not fit in "
+                "memory."
             ) from error
 
     def block_axis(self, name: str) -> int:

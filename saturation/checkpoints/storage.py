@@ -76,6 +76,10 @@ class Folder(ABC):
         """Return the folder `name` below this one."""
         return self._child(self._inside(name))
 
+    def owner(self, name: str) -> Folder:
+        """Return the folder that reads the file `name` itself, under that name."""
+        return self
+
     def only(self, *names: str) -> Folder:
         """Return this folder with all but these direct children left out of sight."""
         return Selection(self, names)
@@ -265,6 +269,9 @@ class Selection(Folder):
 
     def digest(self, name: str) -> str | None:  # noqa: D102
         return self._folder.digest(name)
+
+    def owner(self, name: str) -> Folder:  # noqa: D102
+        return self._folder.owner(name) if self._sees(name) else self
 
     def _heads(self) -> Mapping[str, bytes]:
         if not self.remote:
