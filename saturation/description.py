@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from saturation.checkpoints.base import Checkpoint, Parameter
     from saturation.trajectory import Trajectory
 
-# What a part is read for, if it can be: writing one takes as long as reading some 10 MB.
-READ_FOR_PART = 256 * 2**20
+# What is read for a part, where it can be: writing one takes as long as reading some 10 MB.
+READ_FOR_PART = 512 * 2**20
 BUNDLE_BYTES = 32 * 2**20
-# Of the whole, so that shards are alike and a kill loses little.
-FEWEST_BUNDLES, MOST_BUNDLES = 16, 32
+# Of all that is not large itself, so that shards are alike and a kill loses little.
+FEWEST_BUNDLES, MOST_BUNDLES = 8, 32
 
 
 def identity(checkpoint: Checkpoint) -> str:
@@ -171,12 +171,15 @@ def bundles(arrays: Mapping[str, Parameter], steps: int) -> dict[str, tuple[str,
     """Return the arrays that share a part on disk, {the first one's name: their names}.
 
     A part costs a millisecond to write and many to fetch from a bucket, so that neighbours share
-    one up to 32 MB, or what makes 256 MB at that many steps; but no more than a 16th of all there
-    is, or a 32nd where that is much: what one shard, or a kill, can have less of.
+    one up to 32 MB, or what makes 512 MB at that many steps; but no more than an 8th of what arrays
+    that are smaller than that have together, or a 32nd where there is much to read: what one shard,
+    or a kill, can have less of.
     """
-    whole = sum(parameter.nbytes for parameter in arrays.values())
+    sizes = [parameter.nbytes for parameter in arrays.values()]
+    whole = sum(sizes)
     number = min(max(whole * steps // READ_FOR_PART, FEWEST_BUNDLES), MOST_BUNDLES)
-    limit = min(max(BUNDLE_BYTES, READ_FOR_PART // steps), whole // number)
+    shared = sum(size for size in sizes if size <= whole // number)
+    limit = min(max(BUNDLE_BYTES, READ_FOR_PART // steps), shared // number)
     found: list[list[str]] = []
     room = -1
     for name, parameter in arrays.items():

@@ -164,10 +164,9 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     The file is flushed to the disk before it gets its name, so that a crash cannot leave it empty.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with _created(temporary) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -175,6 +174,14 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _created(path: Path) -> BinaryIO:
+    try:
+        return path.open("xb")
+    except FileNotFoundError:  # its folder is made once, not looked for each time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("xb")
 
 
 def refuse_url(path: str | os.PathLike[str], what: str) -> None:

@@ -203,22 +203,22 @@ def test_shards_split_the_work_and_balance_it() -> None:
     assert assigned(nbytes, Shard(50, 60)) == []
 
 
-@pytest.mark.parametrize(("steps", "most"), [(4, 16), (10**6, 32)])
+@pytest.mark.parametrize(("steps", "most"), [(4, 8), (10**6, 32)])
 def test_bundles_hold_each_array_once_and_none_more_than_its_share(steps: int, most: int) -> None:
     arrays = {f"a{i}": Parameter((1 + i % 7, 3), np.dtype("float32")) for i in range(300)}
     arrays["large"] = Parameter((1000, 3), np.dtype("float32"))
     bundled = bundles(arrays, steps)
     assert list(itertools.chain(*bundled.values())) == list(arrays)
     assert all(key == names[0] for key, names in bundled.items())
-    whole = sum(parameter.nbytes for parameter in arrays.values())
+    shared = sum(arrays[name].nbytes for name in arrays if name != "large")
     for names in bundled.values():
-        assert len(names) == 1 or sum(arrays[n].nbytes for n in names) <= whole // most
-    assert len(bundled) < 1.25 * most, "neighbours share"
+        assert len(names) == 1 or sum(arrays[n].nbytes for n in names) <= shared // most
+    assert most < len(bundled) < 1.25 * most + 2, "neighbours share"
 
 
 def test_parts_of_short_trajectories_hold_more_arrays() -> None:
     arrays = {f"a{i}": Parameter((2**20,), np.dtype("float32")) for i in range(1000)}
-    for steps, expected in ((1, 62), (4, 16), (100, 8)):  # a 16th, 256 MB over the steps, 32 MB
+    for steps, expected in ((1, 125), (4, 32), (100, 8)):  # an 8th, 512 MB over the steps, 32 MB
         first = next(iter(bundles(arrays, steps).values()))
         assert len(first) == expected
 
