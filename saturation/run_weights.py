@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import numpy as np
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from saturation.checkpoints.base import Box, Parameter
     from saturation.trajectory import Trajectory
 
+Tiles = Sequence[jax.Array | np.ndarray]  # the pieces of a buffer that a pass takes, on the CPU
 Totals = dict[str, np.ndarray]  # {statistic: float64 (arrays, steps read)}
 
 
@@ -180,35 +181,51 @@ class WeightStream:
         readers: Executor | None,
     ) -> Iterator[np.ndarray]:
         """Yield the statistics of one block at each step, (statistics, parts)."""
-        platform = self._platform
-        kernel = block_statistics(job.measures, platform)
         size = math.prod(part.stop - part.start for part in box)
-        length = capacity(size, platform, dtype)
-        number = 3 + blocks_ahead(self.trajectory) + (platform != "cpu")
+        length = capacity(size, self._platform, dtype)
+        number = 3 + blocks_ahead(self.trajectory) + (self._platform != "cpu")
         taken = self._mine.buffers.take(number, length, dtype)
-        tiles = {id(buffer): of_buffer for buffer, of_buffer in taken}
-        if platform == "cpu":
-            starts = range(0, length, tile(dtype))
-            counts = [_scalar(min(size - start, tile(dtype))) for start in starts]
-        else:
-            counts = [np.int32(size)]
-        under_way: deque[list[jax.Array | np.ndarray]] = deque()
-        first = previous = None
         buffers = [buffer for buffer, _ in taken]
-        for buffer in read_through(self.trajectory, name, box, steps, buffers, readers):
-            now = tiles[id(buffer)]
-            if platform != "cpu":
-                now = [jax.device_put(buffer[:length], self._mine.device)]
-            first = first or now
-            operands = zip(counts, now, previous or now, first, strict=False)
-            under_way.append([kernel(*each) for each in operands])
-            previous = now
-            # An accelerator works on this block while the next one is read.
-            if platform == "cpu" or len(under_way) > 1:
-                yield _joined(under_way.popleft())
+        read = read_through(self.trajectory, name, box, steps, buffers, readers)
+        if self._platform == "cpu":
+            tiles = {id(buffer): of_buffer for buffer, of_buffer in taken}
+            found = self._where_they_lie((tiles[id(buffer)] for buffer in read), job, size, dtype)
+        else:
+            found = self._on_device((buffer[:length] for buffer in read), job, size)
+        for statistics in found:
             self.progress.advance(size * dtype.itemsize)
-        for rest in under_way:
-            yield _joined(rest)
+            yield statistics
+
+    def _where_they_lie(
+        self, read: Iterator[Tiles], job: Job, size: int, dtype: np.dtype
+    ) -> Iterator[np.ndarray]:
+        """Yield the statistics of blocks on the CPU, of each tile apart."""
+        kernel = block_statistics(job.measures, self._platform)
+        starts = range(0, size, tile(dtype)) or [0]
+        counts = [_scalar(min(size - start, tile(dtype))) for start in starts]
+        first = previous = None
+        for now in read:
+            first, previous = first or now, previous or now
+            operands = zip(counts, now, previous, first, strict=False)
+            found = [np.asarray(kernel(*each)) for each in operands]
+            yield found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+            previous = now
+
+    def _on_device(self, read: Iterator[np.ndarray], job: Job, size: int) -> Iterator[Any]:
+        """Yield the statistics of blocks that the device works on while the next one is read."""
+        kernel = block_statistics(job.measures, self._platform)
+        under_way: deque[Any] = deque()
+        first = previous = None
+        for block in read:
+            now = jax.device_put(block, self._mine.device)
+            first = now if first is None else first
+            under_way.append(
+                kernel(np.int32(size), now, now if previous is None else previous, first)
+            )
+            previous = now
+            if len(under_way) > 1:
+                yield np.asarray(under_way.popleft(), np.float64)
+        yield from (np.asarray(rest, np.float64) for rest in under_way)
 
 
 class _OfThread(threading.local):
@@ -223,7 +240,7 @@ class _OfThread(threading.local):
 _threads = itertools.count()
 
 
-def _tiles(buffer: np.ndarray) -> Sequence[jax.Array | np.ndarray]:
+def _tiles(buffer: np.ndarray) -> Tiles:
     """Return the tiles of a buffer as arrays of the CPU's, which are the same memory.
 
     They hold whatever is read into it. Given a buffer itself, each call would make such an array
@@ -238,12 +255,6 @@ def _tiles(buffer: np.ndarray) -> Sequence[jax.Array | np.ndarray]:
         for array, each in zip(arrays, tiles, strict=True)
     )
     return arrays if same else tiles
-
-
-def _joined(found: Sequence[jax.Array | np.ndarray]) -> np.ndarray:
-    if len(found) == 1:
-        return np.asarray(found[0], np.float64)
-    return np.concatenate([np.asarray(each, np.float64) for each in found], axis=1)
 
 
 @lru_cache(256)  # most blocks have the same few sizes

@@ -8,6 +8,7 @@ rule in float64 on the host they are the value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -118,29 +119,29 @@ def block_statistics(
     if platform != "cpu":
         return jax.jit(lambda count, *buffers: _Pass(measures, platform, count).at_once(*buffers))
 
-    @lru_cache  # compiled where it is called
     def by_rows(*names: str) -> Callable[..., jax.Array]:
-        return jax.jit(
+        return jax.jit(  # compiled when it is called
             lambda count, *all_: _Pass(measures, platform, count).by_rows(names, *all_),
             compiler_options=_WIDE,
         )
 
     rules = statistic_rules(measures, platform)
-    beside = {name: of for measure in measures for name, of in measure.beside_nonfinite.items()}
     rows = {name: row for row, name in enumerate(rules)}
+    beside = {name: of for measure in measures for name, of in measure.beside_nonfinite.items()}
+    looked_for = [(rows[name], rows[of], by_rows(name)) for name, of in beside.items()]
     at = []
     for position in range(3):
         left_out = beside.keys() | derived_at(position, measures, platform)
         names = [name for name in rules if name not in left_out]
-        at.append((names, [rows[name] for name in names]))
+        at.append((np.array([rows[name] for name in names]), by_rows(*names)))
 
     def statistics(count: np.int32 | jax.Array, now: T, previous: T, first: T) -> np.ndarray:
-        names, where = at[2 if previous is not first else 1 if now is not previous else 0]
+        where, reduced = at[2 if previous is not first else 1 if now is not previous else 0]
         found = np.zeros((len(rules), 1))
-        found[where] = by_rows(*names)(count, now, previous, first)
-        for name, of in beside.items():
-            if not np.isfinite(found[rows[of]]):
-                found[rows[name]] = by_rows(name)(count, now, previous, first)
+        found[where] = reduced(count, now, previous, first)
+        for row, of, reduced in looked_for:
+            if not math.isfinite(found[of, 0]):
+                found[row] = reduced(count, now, previous, first)
         return found
 
     return statistics
