@@ -78,6 +78,8 @@ class WeightStream:
         with reading as readers, ThreadPoolExecutor(workers, "measure") as pool:
             if todo and self._platform == "cpu":
                 steps = len(todo[0].earlier) + todo[0].stop - todo[0].start
+                # Made here; else each thread would make, and compile, one of its own.
+                block_statistics(todo[0].measures, self._platform)
                 for position in reversed(range(min(steps, 3))):
                     pool.submit(self._compile, todo[0], position)
             waiting = [pool.submit(self._unless_halted, job, readers) for job in todo]
