@@ -2,17 +2,17 @@
 
     python benchmarks/growth.py [--points 1000] [--repeats 5]
 
-Prints the seconds of each repeat as JSON, and a sentence. The target is 2 s.
+Prints the seconds of each repeat, after one that warms up, as JSON, and a sentence. The target is
+2 s.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 
 import numpy as np
+from interleaved import interleaved
 
 from saturation.growth import fit_growth
 
@@ -26,15 +26,11 @@ def main() -> None:
     arguments = parser.parse_args()
     t = np.linspace(0, 10_000, arguments.points)
     rho = 2 * np.sqrt(t) + 50 + np.random.default_rng(0).normal(0, 0.5, arguments.points)
-    seconds = []
-    for _ in range(arguments.repeats):
-        begun = time.perf_counter()
-        fit_growth(t, rho)
-        seconds.append(time.perf_counter() - begun)
-    print(json.dumps({"points": arguments.points, "seconds": seconds}))
+    timed = interleaved({"fit": lambda: fit_growth(t, rho)}, arguments.repeats)["fit"]
+    print(json.dumps({"points": arguments.points, "seconds": timed["all_s"]}))
     print(
         f"A power law and its interval over {arguments.points} points take "
-        f"{statistics.median(seconds):.2f} s (target {TARGET:.0f})."
+        f"{timed['median_s']:.2f} s (target {TARGET:.0f})."
     )
 
 

@@ -143,12 +143,12 @@ class WeightStream:
         positions = (*job.earlier, *range(job.start, job.stop))
         steps = [self.trajectory.steps[position] for position in positions]
         rules = statistic_rules(job.measures, self._platform)
-        neutral = np.array([[NEUTRAL[rule]] for rule in rules.values()])
+        neutral = np.array([NEUTRAL[rule] for rule in rules.values()])
         rows_of: dict[Rule, np.ndarray] = {
             rule: np.flatnonzero([other == rule for other in rules.values()])
             for rule in set(rules.values())
         }
-        totals = np.tile(neutral[..., None], (len(job.names), len(steps)))
+        totals = np.tile(neutral[:, None, None], (len(job.names), len(steps)))
         for number, name in enumerate(job.names):
             for found in self._array(job, name, steps, readers):
                 for rule, rows in rows_of.items():
@@ -220,10 +220,9 @@ class WeightStream:
         first = previous = None
         for block in read:
             now = jax.device_put(block, self._mine.device)
-            first = now if first is None else first
-            under_way.append(
-                kernel(np.int32(size), now, now if previous is None else previous, first)
-            )
+            if first is None:
+                first = previous = now
+            under_way.append(kernel(np.int32(size), now, previous, first))
             previous = now
             if len(under_way) > 1:
                 yield np.asarray(under_way.popleft(), np.float64)
@@ -286,8 +285,6 @@ def _completed(totals: Totals, measures: Sequence[WeightMeasure], platform: str)
 
 def _add_processes(totals: Totals, measures: Sequence[WeightMeasure]) -> None:
     """Combine the statistics of the blocks that each process took, in place; all get the same."""
-    if jax.process_count() == 1:
-        return
     rules: dict[str, Rule] = {}
     for measure in measures:
         rules |= measure.statistics

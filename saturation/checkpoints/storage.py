@@ -204,7 +204,6 @@ class LocalFolder(Folder):
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = os.fspath(path)
-        self._prefix = os.path.join(self.path, "")
 
     def _children(self) -> Mapping[str, bool]:
         try:
@@ -230,7 +229,7 @@ class LocalFolder(Folder):
 
     def _read(self, name: str, start: int, stop: int) -> bytes:
         # In one piece and without a copy, as nearly all is; else as any folder does.
-        descriptor = os.open(self._prefix + name, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
         try:
             data = os.pread(descriptor, stop - start, start)
         finally:
@@ -240,7 +239,7 @@ class LocalFolder(Folder):
     def _read_into(self, name: str, start: int, buffer: memoryview) -> int:
         # preadv lets go of the interpreter lock, keeps no file position that threads could share,
         # and writes straight into the caller's memory.
-        descriptor = os.open(self._prefix + name, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
         try:
             done = 0
             while done < len(buffer):

@@ -139,9 +139,9 @@ def block_statistics(
         where, reduced = at[2 if previous is not first else 1 if now is not previous else 0]
         found = np.zeros((len(rules), 1))
         found[where] = reduced(count, now, previous, first)
-        for row, of, reduced in looked_for:
+        for row, of, counted in looked_for:
             if not math.isfinite(found[of, 0]):
-                found[row] = reduced(count, now, previous, first)
+                found[row] = counted(count, now, previous, first)
         return found
 
     return statistics
