@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from jaxtyping import Float
@@ -220,16 +221,43 @@ def test_the_frequency_ratio_grows_as_the_winner_does() -> None:
     assert (growth <= upper * (1 + 1e-6)).all()
 
 
-def test_the_budget_has_two_pieces_that_part_at_the_snap() -> None:
+@pytest.mark.parametrize("rate_y", [0.5, 5.0])
+def test_the_logit_gap_solves_lemma_3_from_the_start_to_where_exponentials_overflow(
+    rate_y: float,
+) -> None:
+    setting = theory.Setting(10, 1000, rate_y, 0.5)
+    times = np.array([0.0, 1e-9, 1e-3, 1.0, 100.0, 1e4, 1e7, 1e9])
+    for time, found in zip(times, setting.logit_gap(times), strict=True):
+        learnt = mpmath.mpf(rate_y) * 1000 * mpmath.mpf(time) / 10
+        equation = lambda u, s=learnt: mpmath.expm1(u) + 999 * u - s
+        exact = mpmath.findroot(equation, found)
+        assert abs(equation(exact)) <= 1e-12 * (1 + learnt)
+        assert found == pytest.approx(float(exact), rel=1e-12, abs=1e-15)
+
+
+def test_the_closed_forms_are_those_of_lemma_3() -> None:
     setting = theory.Setting(classes=10, size=1000, rate_y=2.0, rate_z=0.5)
     assert setting.snap_time == pytest.approx(69.0776, abs=1e-3)  # 2 · 10 · ln 1000 / 2
-    early, late = 10.0, 500.0
-    expected = [
-        0.25 * np.log(1 + 2 * 0.999**2 * 2 * 0.5 * early**2 / 10),
-        0.25 * np.log(1 + 2 * 10 * 0.999**2 * 0.5 * np.log(1000 * 2 * late / 10) ** 2 / 2),
-    ]
-    np.testing.assert_allclose(setting.budget(np.array([early, late])), expected)
+    assert setting.scan_time == setting.snap_time / 2
+    assert setting.half_time / setting.snap_time == pytest.approx(0.572, abs=1e-3)
+    gap = setting.logit_gap(np.array([setting.half_time]))[0]
+    assert np.exp(gap) / (np.exp(gap) + 999) == pytest.approx(0.5, rel=1e-12)
     assert setting.budget(np.zeros(1)) == 0
+
+
+def test_the_budget_is_the_integral_of_the_speed_and_has_the_theorems_limits() -> None:
+    setting = theory.Setting(classes=10, size=1000, rate_y=2.0, rate_z=0.5)
+    times = np.linspace(0, 300, 300_001)
+    budget = setting.budget(times)
+    integrand = 0.5 * setting.gradient_speed(times) * np.exp(-4 * budget)
+    pieces = (integrand[1:] + integrand[:-1]) / 2 * np.diff(times)
+    np.testing.assert_allclose(np.cumsum(pieces), budget[1:], rtol=1e-6, atol=1e-9)
+    early, late = 1e-3, 1e8
+    expected = [
+        0.25 * np.log1p(2 * 0.999**2 * 2 * 0.5 * early**2 / 10),
+        0.25 * np.log1p(2 * 10 * 0.999**2 * 0.5 * np.log(1000 * 2 * late / 10) ** 2 / 2),
+    ]
+    np.testing.assert_allclose(setting.budget(np.array([early, late])), expected, rtol=1e-3)
 
 
 def test_the_flow_is_that_of_the_gradient_and_its_error_falls_with_the_step_squared() -> None:
@@ -278,27 +306,40 @@ def test_theory_holds_where_the_values_learn_faster_than_attention() -> None:
     assert measured(predictions._lemma_1_deviation(0)) < 1e-5
 
 
-def test_attention_snaps_at_the_order_of_the_predicted_time() -> None:
-    settings = [theory.Setting(10, 1000, rate, 0.5) for rate in (1.0, 2.0)]
-    rows = figures.figure_3(settings)
-    half = [
-        next(float(row["time"]) for row in rows if row["eta_y"] == rate and is_half_learnt(row))
-        for rate in (1.0, 2.0)
-    ]
-    assert half[0] / half[1] == pytest.approx(2, rel=0.1)  # t₀ is proportional to 1/η_Y
-    learnt, fastest, tail, bounds = predictions._snap(rows, 1.0)
-    assert measured(learnt) == pytest.approx(half[0] / settings[0].snap_time)
-    assert 0.5 < measured(learnt) < 1
-    assert 0.5 < measured(fastest) < 1
-    # ¼ ln of the arguments' ratios, where C₀ = 1 is small against them
-    expected = np.log(np.log(400 * settings[0].snap_time) / np.log(200 * settings[0].snap_time))
-    assert float(tail["predicted"]) == pytest.approx(expected / np.log(2), rel=0.05)
-    assert measured(tail) < 0.25
-    assert [row["agrees"] for row in (learnt, fastest, tail, bounds)] == ["yes"] * 3 + ["no"]
+def test_the_theorems_own_setting_meets_it_and_the_ordinary_one_lags() -> None:
+    rows = figures.figure_3([theory.Setting(10, 1000, 2.0, 0.5)])
+    half, speed, bounds, *open_ = predictions._snap(rows, 1, 2.0)
+    assert measured(half) == pytest.approx(1, abs=0.05)
+    assert measured(speed) < 0.05
+    assert measured(bounds) == 0
+    assert [row["agrees"] for row in (half, speed, bounds)] == ["yes"] * 3
+    assert [row["agrees"] for row in open_] == ["not claimed"] * 2
+    half, speed, bounds, *_ = predictions._snap(rows, 10, 2.0)
+    assert measured(half) > 1.2
+    assert measured(speed) > 0.5
+    assert [row["agrees"] for row in (half, speed, bounds)] == ["not claimed"] * 2 + ["yes"]
 
 
-def is_half_learnt(row: figures.Row) -> bool:
-    return float(row["residual"]) < 0.5
+def test_the_pull_on_attention_is_that_of_lemma_1() -> None:
+    """Y(e − α) of class 0 by NumPy in float64, along f on the tokens of that class alone."""
+    found = descent(SMALL, 2.0, 3.0, 4)
+    y, z = np.zeros((2, SMALL.size, SMALL.size))
+    for step in range(4):
+        moves = [np.zeros_like(y), np.zeros_like(z)]
+        for of_class, (tokens, last) in enumerate(zip(SMALL.tokens, SMALL.last, strict=True)):
+            b = SMALL.probabilities * np.exp(z[last, tokens])
+            b /= b.sum()
+            f = b / np.linalg.norm(b)
+            p = np.exp(f @ y[tokens])
+            error = np.eye(SMALL.size)[SMALL.next[of_class]] - p / p.sum()
+            pulled = y[tokens] @ error
+            if of_class == 0:
+                expected = pulled[3:] @ f[3:] / (f[3:] @ f[3:])
+                assert found.pull[step] == pytest.approx(expected, rel=1e-4, abs=1e-7)
+            moves[0][tokens] += np.outer(f, error) / 4
+            moves[1][last, tokens] += b * (pulled - f * (f @ pulled)) / np.linalg.norm(b) / 4
+        y, z = y + 2.0 * moves[0], z + 3.0 * moves[1]
+    assert found.pull[3] > 0.1
 
 
 # --- the figures --------------------------------------------------------------------------------
@@ -365,8 +406,8 @@ def test_the_command_writes_figure_6_in_the_published_columns(tmp_path: Path) ->
 def test_figure_3_is_drawn_from_its_table(tmp_path: Path) -> None:
     from saturation.report.scan_snap import write_figure_3
 
-    rows = figures.figure_3([theory.Setting(2, 40, 1.0, 0.5)])
-    assert len(rows) == figures.FLOW_STEPS + 1
+    rows = figures.figure_3([theory.Setting(2, 60, 1.0, 0.5)])
+    assert len(rows) == 2 * (figures.FLOW_STEPS + 1)
     assert {path.name for path in write_figure_3(rows, tmp_path)} == {"figure3.png", "figure3.pdf"}
 
 

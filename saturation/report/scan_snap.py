@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,44 +105,62 @@ def _draw_heat(axes: Axes, rows: Sequence[Row], peak: float) -> None:
 
 
 def write_figure_3(rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Draw the growth of the winning token between its bounds, above what is left to learn."""
+    """Draw the winner's growth, the speed of attention and what is left to learn, by time."""
     rates = sorted({row["eta_y"] for row in rows})
     with matplotlib.rc_context(RC):
-        figure = new_figure(6.4)
-        grid = figure.subplots(
-            2, len(rates), sharex="col", sharey="row", height_ratios=(2, 1), squeeze=False
-        )
-        for (upper, lower), rate in zip(grid.T, rates, strict=True):
-            table = _columns([row for row in rows if row["eta_y"] == rate])
-            _draw_growth(upper, table)
-            lower.plot(table["time"], table["residual"], color=BLACK)
-            for axes in (upper, lower):
-                axes.axvline(table["snap_time"][0], color=VERMILION, linestyle=":")
-            lower.text(table["snap_time"][0], 0.9, "  t₀", color=VERMILION)
-            upper.set_title(f"{ETA_Y} = {rate:g}", color=GREY)
-            lower.set_xlabel("time of gradient flow")
-        grid[0, 0].set_ylabel("χ, growth of the winner")
-        grid[1, 0].set_ylabel("1 − p(next token)")
-        grid[0, 0].set_ylim(0.8, 12 * max(row["chi_upper"] for row in rows))  # room for the legend
+        figure = new_figure(7.6)
+        grid = figure.subplots(3, len(rates), sharex="col", sharey="row", squeeze=False)
+        for column, rate in zip(grid.T, rates, strict=True):
+            of_rate = [row for row in rows if row["eta_y"] == rate]
+            _draw_times(column, of_rate)
+            column[0].set_title(f"{ETA_Y} = {rate:g}", color=GREY)
+        for axes, label in zip(
+            grid[:, 0],
+            ("χ, the winner's growth", "γ, attention's speed", "1 − p(next token)"),
+            strict=True,
+        ):
+            axes.set_ylabel(label)
+        top = max(*(row["chi"] for row in rows), *(row["chi_upper"] for row in rows))
+        grid[0, 0].set_ylim(0.8, 3 * top)
         of = rows[0]
         sizes = f"{of['classes']} classes, {of['size']} tokens, {ETA_Z} = {of['eta_z']:g}"
-        grid[0, 0].legend(
-            loc="upper left", title=sizes, frameon=True, framealpha=1, edgecolor="none"
+        handles, labels = grid[1, 0].get_legend_handles_labels()
+        bounds, names = grid[0, 0].get_legend_handles_labels()
+        figure.legend(
+            [*handles, bounds[-1]],
+            [*labels, names[-1]],
+            loc="outside lower center",
+            ncols=2,
+            title=f"{sizes}; dotted: t₀ = 2K ln M/{ETA_Y}; cross: Lemma 3's t½",
         )
-        title(figure, "Scan, then snap: attention moves up to about t₀, then ever more slowly")
+        title(figure, "Where classes share one token, theory's γ and t½ hold; where they share ten, learning lags")
         return save_figure(figure, folder, "figure3")
 
 
-def _draw_growth(axes: Axes, table: Mapping[str, Shaped[np.ndarray, " rows"]]) -> None:
-    axes.fill_between(
+def _draw_times(column: Iterable[Axes], rows: Sequence[Row]) -> None:
+    """One learning rate: growth, speed, residual; a line a number of common tokens."""
+    growth, speed, residual = column
+    numbers = sorted({row["common"] for row in rows})
+    for number, colour in zip(numbers, (RUN_COLOURS[0], BLACK), strict=False):
+        table = _columns([row for row in rows if row["common"] == number])
+        label = f"gradient flow, {number} common token{'s' if number > 1 else ''}"
+        growth.plot(table["time"], table["chi"], color=colour)
+        speed.plot(table["time"], table["gamma_simulated"], color=colour, label=label)
+        residual.plot(table["time"], table["residual"], color=colour)
+    table = _columns([row for row in rows if row["common"] == numbers[-1]])
+    speed.plot(table["time"], table["gamma"], color=VERMILION, linestyle="--", label="theory")
+    growth.fill_between(
         table["time"],
         table["chi_lower"],
         table["chi_upper"],
         color="#D6E4F0",
-        label="theory: between these",
+        label=f"theory's bounds of χ if C₀ = 1 (language of {numbers[-1]})",
     )
-    axes.plot(table["time"], table["chi"], color=BLACK, label="gradient flow")
-    axes.set_yscale("log")
+    growth.set_yscale("log")
+    residual.plot(table["half_time"][0], 0.5, "x", color=VERMILION, zorder=3)
+    residual.set_xlabel("time of gradient flow")
+    for axes in column:
+        axes.axvline(table["snap_time"][0], color=VERMILION, linestyle=":")
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Shaped[np.ndarray, " rows"]]:

@@ -22,6 +22,7 @@ Rows = list[Row]
 RATES_Z = (0.5, 1.0, 2.0, 3.0)
 RATIOS = (1, 2, 5, 10)
 FIGURE_3 = [Setting(10, 1000, rate, 0.5) for rate in (0.5, 1.0, 2.0, 5.0)]
+COMMON = (1, 10)  # tokens that all classes share: the theorem's own setting, the ordinary one
 FLOW_STEPS = 400  # a midpoint step of t₀/100, whose error is far below what is compared
 
 
@@ -89,52 +90,77 @@ def figure_4(seed: int = 0) -> Rows:
     ]
 
 
-def figure_3(settings: Sequence[Setting] = FIGURE_3) -> Rows:
+def figure_3(settings: Sequence[Setting] = FIGURE_3, common: Sequence[int] = COMMON) -> Rows:
     """Growth χ of each class's most frequent distinct token: theory's bounds and gradient flow.
 
+    Args:
+        settings: sizes and learning rates, each with a last token to each class.
+        common: numbers of tokens that all classes share. With one the classes' f_n hardly overlap,
+            as the theorem assumes; the ordinary language has ten.
+
     Returns:
-        Rows classes (K), size (M), eta_z, eta_y, snap_time (t₀), time, chi, chi_lower, chi_upper,
-        budget (B by theory), budget_simulated (∫ż/f²), residual (1 − p of the next token).
+        Rows classes (K), size (M), eta_z, eta_y, common, snap_time (t₀), half_time (t_½ of Lemma
+        3), time, chi, chi_lower, chi_upper, budget (B by theory), budget_simulated (∫ż/f²),
+        residual (1 − p of the next token), gamma (by theory), gamma_simulated (from Lemma 1's
+        gradient), overlap (f_n·f_n' of two classes).
     """
     rows: Rows = []
-    for setting in settings:
-        language, run = _simulate(setting)
-        budget = setting.budget(run.times)
-        share, chi = _share(language, run), np.exp(2 * run.z[:, -1])
-        lower, upper = growth_bounds(budget, float(share[0]))
-        inverse = 1 / share
-        pieces = np.diff(run.z[:, -1]) * (inverse[1:] + inverse[:-1]) / 2
-        simulated = np.concatenate([[0.0], np.cumsum(pieces)])
-        columns = {
-            "time": run.times,
-            "chi": chi,
-            "chi_lower": lower,
-            "chi_upper": upper,
-            "budget": budget,
-            "budget_simulated": simulated,
-            "residual": run.residual,
-        }
-        constant: Row = {
-            "classes": setting.classes,
-            "size": setting.size,
-            "eta_z": setting.rate_z,
-            "eta_y": setting.rate_y,
-            "snap_time": setting.snap_time,
-        }
-        for values in zip(*columns.values(), strict=True):
-            rows.append(constant | dict(zip(columns, map(float, values), strict=True)))
+    for number in common:
+        for setting in settings:
+            rows += _compared(setting, number)
     return rows
 
 
-def _simulate(setting: Setting) -> tuple[Language, Flow]:
+def _compared(setting: Setting, common: int) -> Rows:
+    language, run = _simulate(setting, common)
+    budget, best = setting.budget(run.times), run.z[:, -1]
+    squares = _squares(language, run)
+    lower, upper = growth_bounds(budget, float(squares[0, -1]))
+    columns = {
+        "time": run.times,
+        "chi": np.exp(2 * best),
+        "chi_lower": lower,
+        "chi_upper": upper,
+        "budget": budget,
+        "budget_simulated": _integral(best, 1 / squares[:, -1]),
+        "residual": run.residual,
+        "gamma": setting.gradient_speed(run.times),
+        "gamma_simulated": run.pull * (setting.size - 1) / setting.size,
+        "overlap": squares[:, :common].sum(axis=1),
+    }
+    constant: Row = {
+        "classes": setting.classes,
+        "size": setting.size,
+        "eta_z": setting.rate_z,
+        "eta_y": setting.rate_y,
+        "common": common,
+        "snap_time": setting.snap_time,
+        "half_time": setting.half_time,
+    }
+    return [
+        constant | dict(zip(columns, map(float, values), strict=True))
+        for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def _simulate(setting: Setting, common: int) -> tuple[Language, Flow]:
     """The gradient flow of a setting up to 4 t₀; ids that never occur fill the vocabulary to M."""
-    used = Language(setting.classes, next_per_last=1).size
-    language = Language(setting.classes, next_per_last=1, unused=setting.size - used)
+    used = Language(setting.classes, next_per_last=1, common=common).size
+    unused = setting.size - used
+    language = Language(setting.classes, next_per_last=1, common=common, unused=unused)
     end = 4 * setting.snap_time
     return language, flow(language, setting.rate_y, setting.rate_z, end, FLOW_STEPS)
 
 
-def _share(language: Language, run: Flow) -> Float[np.ndarray, " times"]:
-    """f² of the most frequent distinct token."""
+def _squares(language: Language, run: Flow) -> Float[np.ndarray, "times support"]:
+    """f² of each token of a class."""
     squares = (language.probabilities * np.exp(run.z)) ** 2
-    return squares[:, -1] / squares.sum(axis=1)
+    return squares / squares.sum(axis=1, keepdims=True)
+
+
+def _integral(
+    z: Float[np.ndarray, " times"], density: Float[np.ndarray, " times"]
+) -> Float[np.ndarray, " times"]:
+    """∫ density dz from the start to each time, by trapezoids."""
+    pieces = np.diff(z) * (density[1:] + density[:-1]) / 2
+    return np.concatenate([[0.0], np.cumsum(pieces)])

@@ -16,7 +16,15 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from saturation.scan_snap.data import Language, population
-from saturation.scan_snap.model import Parameters, log_probabilities, loss
+from saturation.scan_snap.model import (
+    Parameters,
+    Sequences,
+    attended,
+    exact_products,
+    log_probabilities,
+    logits,
+    loss,
+)
 
 
 class Flow(NamedTuple):
@@ -26,11 +34,14 @@ class Flow(NamedTuple):
         times: float64, (times,).
         z: scores of the tokens that class 0 draws from, (times, support).
         residual: 1 − p(next token), averaged over the classes, (times,).
+        pull: how much of f lies in Y(e − α), what reaches class 0's attention through Y (Lemma 1):
+            Σ Y(e − α)·f/Σ f² over its distinct tokens, (times,).
     """
 
     times: Float[np.ndarray, " times"]
     z: Float[np.ndarray, "times support"]
     residual: Float[np.ndarray, " times"]
+    pull: Float[np.ndarray, " times"]
 
 
 def flow(language: Language, rate_y: float, rate_z: float, end: float, steps: int) -> Flow:
@@ -64,11 +75,8 @@ def _path(
     shape = (language.size, language.size)
     start = Parameters(jnp.zeros(shape), jnp.zeros(shape))
     step = jnp.asarray(end / steps, jnp.float32)
-    z, residual = _integrate(
-        language, steps, midpoint, start, jnp.asarray(rates, jnp.float32), step
-    )
-    times = np.linspace(0, end, steps + 1)
-    return Flow(times, np.asarray(z, np.float64), np.asarray(residual, np.float64))
+    seen = _integrate(language, steps, midpoint, start, jnp.asarray(rates, jnp.float32), step)
+    return Flow(np.linspace(0, end, steps + 1), *(np.asarray(x, np.float64) for x in seen))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
@@ -79,7 +87,7 @@ def _integrate(
     start: Parameters,
     rates: Float[Array, " 2"],
     step: Float[Array, ""],
-) -> tuple[Float[Array, "times support"], Float[Array, " times"]]:
+) -> tuple[Float[Array, "times support"], Float[Array, " times"], Float[Array, " times"]]:
     everything = population(language)
     gradient = jax.grad(loss)
 
@@ -91,7 +99,8 @@ def _integrate(
 
     def seen(at: Parameters) -> Any:
         right = jnp.exp(log_probabilities(at, everything))
-        return at.z[everything.last[0], everything.tokens[0]], 1 - jnp.mean(right)
+        z = at.z[everything.last[0], everything.tokens[0]]
+        return z, 1 - jnp.mean(right), _pull(language, at, everything)
 
     def advance(at: Parameters, _: None) -> Any:
         along = moved(at, at, step / 2) if midpoint else at
@@ -100,3 +109,14 @@ def _integrate(
     final, history = jax.lax.scan(advance, start, None, length=steps)
     ends = jax.tree.map(lambda array: array[None], seen(final))
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), history, ends)
+
+
+def _pull(language: Language, at: Parameters, everything: Sequences) -> Float[Array, ""]:
+    """The coefficient of f in Y(e − α) of class 0, seen on the tokens that no other class has."""
+    first = jax.tree.map(lambda array: array[:1], everything)
+    error = jax.nn.one_hot(first.following[0], language.size) - jax.nn.softmax(logits(at, first)[0])
+    with exact_products():
+        reaching = (at.y @ error)[first.tokens[0, language.common :]]
+    f = attended(at.z, first)[0]
+    own = (f / jnp.linalg.norm(f))[language.common :]
+    return jnp.sum(reaching * own) / jnp.sum(own**2)

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from saturation.attention import attend, attention_scores, tempered_softmax
 
-_exact = partial(jax.default_matmul_precision, "highest")
+exact_products = partial(jax.default_matmul_precision, "highest")
 
 
 class Parameters(NamedTuple):
@@ -69,7 +69,7 @@ def logits(parameters: Parameters, sequences: Sequences) -> Float[Array, "batch 
     rows = jnp.arange(len(f))[:, None]
     everywhere = jnp.zeros((len(f), len(parameters.y)), f.dtype)
     rows_of_y = everywhere.at[rows, sequences.tokens].set(f, unique_indices=True)
-    with _exact():
+    with exact_products():
         return rows_of_y @ parameters.y
 
 
@@ -104,7 +104,7 @@ def lemma_1(
     """
     vocab = len(parameters.y)
     x = jax.nn.one_hot(tokens, vocab)
-    with _exact():
+    with exact_products():
         b = jax.nn.softmax(x @ parameters.z[last])
         norm = jnp.linalg.norm(x.T @ b)
         f = x.T @ b / norm
@@ -128,7 +128,7 @@ class OneLayer(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch vocab"]:
         """Logits of the token after `tokens`; the last one attends to all before it."""
-        with _exact():
+        with exact_products():
             return self._logits(tokens)
 
     def _logits(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch vocab"]:
@@ -151,5 +151,5 @@ def as_parameters(params: dict) -> Parameters:
     u = params["token_embedder"]["embedding"]
     query, key, value, out = (params[name]["kernel"] for name in ("query", "key", "value", "out"))
     scale = u.shape[1] ** -0.5
-    with _exact():
+    with exact_products():
         return Parameters(y=u @ value @ out @ u.T, z=(u @ query * scale) @ (u @ key).T)

@@ -6,10 +6,13 @@ Along the theory's own equation a class's distinct tokens compete by
 
 where ξ is the same for all tokens of the class and B(t) = ∫ξ. Hence, for the frequency ratio
 r_{l/l'}(t) = c_l²/c_l'² − 1 of two tokens, r(t) = r(0) χ_l(t) with χ_l(t) = e^{2(z_l(t) − z_l(0))},
-and for the most frequent one e^{2f²(0)B} ≤ χ ≤ e^{2B}. B grows with ln(t²) until t₀ and with
-ln(ln²(t)) after: attention first scans, then snaps.
+and for the most frequent one e^{2f²(0)B} ≤ χ ≤ e^{2B}.
 
-Source: arXiv 2305.16380, Theorems 2 to 5 and Figure 3.
+The theorem gives B for two times apart: as ln(t²) before t₀' = K ln M/η_Y, as ln(ln²(t)) after
+t₀ = 2K ln M/η_Y, and says nothing between them. Lemma 3's equation, which both are limits of, has a
+solution in closed form (ours), so that here B holds at all times.
+
+Source: arXiv 2305.16380, Lemma 3, Theorems 2 to 5 and Figure 3; MEASURES §12.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-START = 1.0  # C₀: with it B(0) = 0
+START = 1.0  # C₀, as in the paper's figures; the theorem leaves it open
 
 
 @dataclass(frozen=True)
@@ -41,24 +44,55 @@ class Setting:
     rate_z: float
 
     @property
-    def snap_time(self) -> float:
-        """t₀ = 2K ln M/η_Y, when the growth of B changes from logarithmic to slower still.
+    def scan_time(self) -> float:
+        """t₀' = K ln M/η_Y, up to which B grows as ln(t²)."""
+        return self.classes * math.log(self.size) / self.rate_y
 
-        An order of magnitude: the theory says t₀ = O(K ln M/η_Y).
+    @property
+    def snap_time(self) -> float:
+        """t₀ = 2K ln M/η_Y, from which on B grows as ln(ln²(t))."""
+        return 2 * self.scan_time
+
+    @property
+    def half_time(self) -> float:
+        """t_½ = (K/η_Y)[(M−2) + (M−1) ln(M−1)]/M, at which p(next token) = ½ by Lemma 3."""
+        others = self.size - 1
+        learnt = (others - 1 + others * math.log(others)) / self.size
+        return self.classes / self.rate_y * learnt
+
+    def logit_gap(self, times: Float[np.ndarray, " times"]) -> Float[np.ndarray, " times"]:
+        """u(t) = w_nn − w_other of Lemma 3, the solution of e^u − 1 + (M−1)u = s, s = η_Y M t/K.
+
+        u = a − W(e^a/(M−1)) with a = (s+1)/(M−1) and Lambert's W. W(e^x) is Wright's omega, which
+        no e^a overflows, and u = ln((M−1)W) is the same number without a difference of large ones.
         """
-        return 2 * self.classes * math.log(self.size) / self.rate_y
+        from scipy.special import wrightomega
+
+        others = self.size - 1
+        learnt = self.rate_y * self.size * times / self.classes
+        omega = wrightomega((learnt + 1) / others - math.log(others))
+        u = math.log(others) + np.log(omega)
+        # One step of Newton's method: where u is near 0 its logarithm has lost relative digits.
+        return u - (np.expm1(u) + others * u - learnt) / (np.exp(u) + others)
+
+    def gradient_speed(self, times: Float[np.ndarray, " times"]) -> Float[np.ndarray, " times"]:
+        """γ(t) = ((M−1)²/M) u/(e^u + M − 1), the size of what reaches attention through Y.
+
+        Where the f_n hardly overlap, Lemma 1's Y(e − α) is γ·(ι f_n − β Σ_{n'≠n} f_n') with
+        ι = M/(M−1) and β = M/(M−1)² (ours; Theorem 3 leaves them open).
+        """
+        u, others = self.logit_gap(times), self.size - 1
+        return others**2 / self.size * u / (np.exp(u) + others)
 
     def budget(self, times: Float[np.ndarray, " times"]) -> Float[np.ndarray, " times"]:
-        """B(t): up to t₀ ¼ ln(C₀ + 2(M−1)²η_Yη_Z t²/(KM²)), after it the tail.
+        """B(t) = ¼ ln(1 + 2K(M−1)²η_Z u²/(C₀M²η_Y)), the integral of η_Z γ e^{−4B}/C₀, at all t.
 
-        The tail is ¼ ln(C₀ + 2K(M−1)²η_Z ln²(Mη_Y t/K)/(M²η_Y)). The two meet at t₀ only up to the
-        order that the theory states.
+        Its limits are the theorem's two forms: u → η_Y t/K for t < t₀' and u → ln(Mη_Y t/K) for
+        t ≥ t₀.
         """
-        share = 2 * ((self.size - 1) / self.size) ** 2
-        early = share * self.rate_y * self.rate_z * times**2 / self.classes
-        inside = np.maximum(self.size * self.rate_y * times / self.classes, 1.0)
-        late = share * self.classes * self.rate_z * np.log(inside) ** 2 / self.rate_y
-        return np.log(START + np.where(times < self.snap_time, early, late)) / 4
+        share = ((self.size - 1) / self.size) ** 2
+        scale = 2 * self.classes * share * self.rate_z / (START * self.rate_y)
+        return np.log1p(scale * self.logit_gap(times) ** 2) / 4
 
 
 def growth_bounds(
