@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import sys
+import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -385,12 +386,18 @@ def main() -> None:
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _say_warning
+            app()
     except SaturationError as error:
         if debug:
             raise
         print(f"saturation: {error}", file=sys.stderr)
         sys.exit(EXIT_RESUMABLE if isinstance(error, Stopped) else EXIT_FAILED)
+
+
+def _say_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    print(f"saturation: {message}", file=sys.stderr)
 
 
 def _compute_on_calling_thread() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import saturation
 from saturation.errors import ResultsError
 from saturation.measures.base import Measure
-from saturation.parts import refuse_other_versions
+from saturation.parts import former_measures, refuse_other_versions
 from saturation.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def describe_run(
             str(step): identity(trajectory[step]) for step in sorted({steps[0], steps[-1]})
         },
         "measures": [measure.name for measure in measures],
+        "versions": {measure.name: measure.version for measure in measures},
         "arrays": _describe_arrays(parameters),
         "bundles": {key: list(names) for key, names in bundled.items()},
         "environment": _environment(),
@@ -90,6 +91,7 @@ def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -
     refuse_other_versions(folder, found)
     _refuse_other_trajectory(folder, found, asked["identity"], trajectory)
     refuse_other_arrays(folder, found, asked["steps"], asked["arrays"])
+    _refuse_former_measures(folder, found)
     for key, what in (
         ("activations", "tokens or settings"),
         ("corpus", "common and distinct tokens"),
@@ -102,10 +104,24 @@ def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -
         "steps": max(found["steps"], asked["steps"], key=len),
         "identity": {**asked["identity"], **found["identity"]},
         "measures": list(dict.fromkeys([*found["measures"], *asked["measures"]])),
+        "versions": {
+            **dict.fromkeys(found["measures"], 1),
+            **found.get("versions", {}),
+            **asked["versions"],
+        },
     }
     if joined != found:
         folder.describe(joined)
     return joined
+
+
+def _refuse_former_measures(folder: RunFolder, found: Mapping[str, Any]) -> None:
+    former = former_measures(found)
+    if former:
+        raise ResultsError(
+            f"{folder.path} holds what another version of a measure wrote ({former}), and numbers "
+            "of two versions are not mixed. Choose another --out."
+        )
 
 
 def _refuse_other_trajectory(

@@ -39,3 +39,7 @@ class Stopped(SaturationError):
 
 class LimitError(SaturationError):
     """A function whose parameter limit does not exist, or cannot be carried in powers of c."""
+
+
+class FormerVersionWarning(UserWarning):
+    """Part of a run was written by another version of a measure and is left out."""

@@ -138,6 +138,8 @@ def status_text(run: str, found: Status) -> str:
         if missing:
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             lines.append(f"  {'':<12}missing: {', '.join(missing[:5])}{more}")
+    if found.former:
+        lines.append(f"  left out: {found.former}; measure it again into a new folder")
     lines.append("  complete" if found.complete else "  incomplete: run the same `measure` again")
     return "\n".join(lines)
 

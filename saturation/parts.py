@@ -32,11 +32,13 @@ class Status:
     Attributes:
       present, expected: {measure: number of (array, step) pairs, or of steps for activations}.
       missing: {measure: the arrays or groups that lack some step, or the steps that lack}.
+      former: what another version of a measure wrote, in words, which is not read; "" for nothing.
     """
 
     present: dict[str, int]
     expected: dict[str, int]
     missing: dict[str, list[str]]
+    former: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Return the fields as JSON holds them, and `complete`."""
@@ -81,6 +83,27 @@ def refuse_other_versions(folder: RunFolder, described: Mapping[str, Any]) -> No
         )
 
 
+def former_measures(described: Mapping[str, Any]) -> str:
+    """Return which measures of a run another version of them wrote, in words; "" for none."""
+    said = []
+    for measure in find_measures(described["measures"]):
+        recorded = described.get("versions", {}).get(measure.name, 1)
+        if recorded != measure.version:
+            said.append(f"{measure.name} is of version {recorded}, and this is {measure.version}")
+    return "; ".join(said)
+
+
+def readable_measures(described: Mapping[str, Any]) -> list[Measure]:
+    """Return the measures of a run that are this version's.
+
+    What a metric means may differ between versions of a measure (CHANGELOG.md, *Breaking*), so that
+    their numbers are never put into one table.
+    """
+    recorded = described.get("versions", {})
+    measures = find_measures(described["measures"])
+    return [measure for measure in measures if recorded.get(measure.name, 1) == measure.version]
+
+
 def status(folder: RunFolder) -> Status:
     """Return what of a run is there and what is missing.
 
@@ -90,7 +113,7 @@ def status(folder: RunFolder) -> Status:
     described = describe(folder)
     steps, parts = described["steps"], folder.parts()
     present, expected, missing = {}, {}, {}
-    for measure in find_measures(described["measures"]):
+    for measure in readable_measures(described):
         lacking = {
             name: missing_positions(steps, parts.get((measure.name, key), []))
             for key, names in part_keys(measure, described).items()
@@ -102,7 +125,7 @@ def status(folder: RunFolder) -> Status:
             missing[measure.name] = [f"step {steps[i]}" for i in lacking[ACTIVATIONS]]
         else:
             missing[measure.name] = [name for name, positions in lacking.items() if positions]
-    return Status(present, expected, missing)
+    return Status(present, expected, missing, former_measures(described))
 
 
 def part_keys(measure: Measure, described: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:
@@ -150,13 +173,17 @@ def part_content(
 
     arrays = [_arrow(column) for column in columns.values()]
     fields = [(name, array.type) for name, array in zip(columns, arrays, strict=True)]
-    schema = pa.schema(fields, metadata={"measure": measure, "key": key})
+    schema = pa.schema(fields, metadata=_metadata(measure, key))
     table = pa.Table.from_arrays(arrays, schema=schema)
     # Texts repeat, numbers hardly do; nothing asks for least and greatest values.
     texts: Any = [name for name, kind in fields if kind == pa.string()]
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, use_dictionary=texts, write_statistics=False)
     return sink.getvalue().to_pybytes()
+
+
+def _metadata(measure: str, key: str) -> dict[str | bytes, str | bytes]:
+    return {"measure": measure, "key": key, "version": str(MEASURES[measure].version)}
 
 
 def _arrow(column: np.ndarray | Sequence[str] | Sequence[np.ndarray]) -> Array:

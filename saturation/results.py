@@ -6,22 +6,32 @@ and `previous_step` (Int64, empty for a measure of one checkpoint).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saturation.errors import ResultsError
+from saturation.errors import FormerVersionWarning, ResultsError
 from saturation.measures import find_measures
 from saturation.measures.base import (
+    STEP,
     ActivationMeasure,
     ArrayInfo,
     GroupMeasure,
     Measure,
     WeightMeasure,
 )
-from saturation.parts import ACTIVATIONS, Status, describe, part_keys, read_part, status
+from saturation.parts import (
+    ACTIVATIONS,
+    Status,
+    describe,
+    part_keys,
+    read_part,
+    readable_measures,
+    status,
+)
 from saturation.runfolder import RunFolder
 from saturation.scopes import is_kernel, scopes
 
@@ -39,17 +49,28 @@ def load_results(run: str | Any, partial: bool = False) -> pd.DataFrame:
       partial: read an incomplete run too; scopes that lack an array at some step lack that row.
 
     Raises:
-      ResultsError: there is no run, or it is incomplete (named by what is missing).
+      ResultsError: there is no run, it is incomplete (named by what is missing), or other versions
+        of all its measures wrote it.
+
+    Warns:
+      FormerVersionWarning: another version of a measure wrote part of it, which is left out.
     """
     import pandas as pd
 
     folder = RunFolder(run)
     described = describe(folder)
     found = status(folder)
+    if found.former:
+        warnings.warn(
+            f"{folder.path}: left out what another version of a measure wrote ({found.former}). "
+            "Measure it again into a new folder.",
+            FormerVersionWarning,
+            stacklevel=2,
+        )
     if not (found.complete or partial):
         raise ResultsError(_incomplete(folder.path, found))
     tables = []
-    for measure in find_measures(described["measures"]):
+    for measure in readable_measures(described):
         if isinstance(measure, ActivationMeasure):
             series = _activation_series(folder, described, measure)
         elif isinstance(measure, GroupMeasure):
@@ -57,6 +78,11 @@ def load_results(run: str | Any, partial: bool = False) -> pd.DataFrame:
         else:
             series = _weight_series(folder, described, measure)
         tables.append(_long_table(measure, described["steps"], list(series)))
+    if not tables:
+        raise ResultsError(
+            f"{folder.path} holds nothing that this version of saturation can read: "
+            f"{found.former}. Measure it again into a new folder."
+        )
     return pd.concat(tables, ignore_index=True)
 
 
@@ -154,7 +180,8 @@ def _activation_series(
                 statistics[name][column] = part[name][row]
     kept = np.isin(steps, [start for start, _ in spans])
     for scope, statistics in found.items():
-        for metric, values in measure.metrics(statistics).items():
+        at_steps = {**statistics, STEP: np.array(steps, np.float64)}
+        for metric, values in measure.metrics(at_steps).items():
             yield _Series(metric, scope, values, kept)
 
 
@@ -206,7 +233,8 @@ def load_vectors(run: str | Any, measure: str) -> pd.DataFrame:
     [found] = find_measures([measure])
     vectors = found.vectors if isinstance(found, GroupMeasure) else ()
     columns = ["step", "scope", *vectors]
-    if not vectors or measure not in described["measures"]:
+    readable = [one.name for one in readable_measures(described)]
+    if not vectors or measure not in readable:
         return pd.DataFrame(columns=columns)
     parts = folder.parts()
     tables = [

@@ -10,7 +10,7 @@ from t5_reference import nested, random_parameters, random_tokens
 
 from saturation.batches import TokenBatch
 from saturation.checkpoints.base import Parameter
-from saturation.measures.base import ActivationMeasure, without_stars
+from saturation.measures.base import STEP, ActivationMeasure, without_stars
 from saturation.measures.forwards import Forwards
 from saturation.models import T5Config
 
@@ -70,6 +70,7 @@ def table(measure: ActivationMeasure, observed):
             metric: float(values[0])
             for metric, values in measure.metrics(
                 {name: np.asarray([value], np.float64) for name, value in statistics.items()}
+                | {STEP: np.zeros(1)}
             ).items()
         }
         for scope, statistics in without_stars(jax.device_get(observed)).items()

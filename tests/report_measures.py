@@ -20,7 +20,7 @@ OF_HEADS = {
     "spectrum": ("fraction_negative", "fraction_sharpening", "spectral_radius", "asymmetry",
                  "sharpens_below"),
     "scan": ("attention_entropy", "uniform_entropy", "mass_distinct", "uniform_distinct",
-             "mass_common", "uniform_common", "distance_to_last", "snapped"),
+             "mass_common", "uniform_common", "distance_to_last", "speed", "snapped", "snap_step"),
 }  # fmt: skip
 EVERY = ("norms", "direction", *OF_LAYERS, *OF_HEADS)
 
@@ -47,7 +47,8 @@ def heads(depth: int, each: int) -> list[str]:
 def table(measures, steps, depth: int = 2, each: int = 2, seed: int = 0) -> pd.DataFrame:
     """The results table of a run of these measures: every value its own random number in (0, 1).
 
-    But for `positions_mean`, from 1 to 3, and `snapped`, 1 at the last checkpoint alone.
+    But for `positions_mean`, from 1 to 3, `snapped`, 1 at the last checkpoint alone, and
+    `snap_step`, the last step.
     """
     generator = np.random.default_rng(seed)
     made = []
@@ -71,6 +72,8 @@ def _random(generator, measure, metrics, scopes, steps) -> pd.DataFrame:
             block += 1
         elif metric == "snapped":
             block[:] = np.arange(len(steps)) == len(steps) - 1
+        elif metric == "snap_step":
+            block[:] = steps[-1]
     found = pd.DataFrame({
         "step": np.tile(np.asarray(steps, np.int64), len(metrics) * len(scopes)),
         "measure": measure,

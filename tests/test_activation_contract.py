@@ -15,7 +15,7 @@ from activation_cases import FORMS, QUICK, case, forwards_of
 from t5_reference import nested
 
 from saturation.measures import MEASURES
-from saturation.measures.base import COMBINE, ActivationMeasure, without_stars
+from saturation.measures.base import COMBINE, STEP, ActivationMeasure, without_stars
 from saturation.measures.heads import HEADS
 from saturation.measures.reduce import enable_x64
 from saturation.models.axes import parameter_axes
@@ -184,6 +184,7 @@ def test_eight_devices_are_one(measure):
 def test_metrics_do_not_change_their_inputs_and_cover_every_step(measure):
     for scope, sums in observed()[measure.name].items():
         column = {k: np.array([value, np.nan, value], np.float64) for k, value in sums.items()}
+        column[STEP] = np.array([0.0, 10.0, 20.0])
         kept = {name: values.copy() for name, values in column.items()}
         metrics = measure.metrics(column)
         assert metrics, scope

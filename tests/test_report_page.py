@@ -12,7 +12,7 @@ from report_tables import LOG_SPACED, UNIFORM, direction, full, norms, rows, vec
 
 from saturation.errors import ResultsError
 from saturation.measures import MEASURES
-from saturation.measures.base import WeightMeasure
+from saturation.measures.base import STEP, WeightMeasure
 from saturation.report import fit_tables, write_page
 from saturation.report.glossary import GLOSSARY
 from saturation.results import array_info
@@ -143,5 +143,6 @@ def test_glossary_has_every_metric(measure):
         found = measure.metrics(statistics, info)
         assert "…_per_step" in named or not measure.rates
     else:
-        found = measure.metrics({name: values[0] for name, values in statistics.items()})
+        column = {name: values[0] for name, values in statistics.items()}
+        found = measure.metrics(column | {STEP: np.arange(2.0)})
     assert {term_of(metric) for metric in found} <= named

@@ -16,21 +16,24 @@ from saturation.report.summary import summarize
 STEPS = (0, 10, 20, 30)
 ENCODER = "encoder/layers_{}/attention/head_{}"
 CROSS = "decoder/layers_0/encoder_decoder_attention/head_0"
-# Where each head stops: at step 20, at 10, only at the last, and one that never moves.
-SNAPPED = {
-    ENCODER.format(0, 0): (0, 0, 1, 1),
-    ENCODER.format(1, 0): (0, 1, 1, 1),
-    ENCODER.format(1, 1): (0, 0, 0, 1),
-    CROSS: (1, 1, 1, 1),
+NAN = float("nan")
+# Where each head snaps: at step 20, at 10, not at all, and at the start.
+SNAP_STEPS = {
+    ENCODER.format(0, 0): 20.0,
+    ENCODER.format(1, 0): 10.0,
+    ENCODER.format(1, 1): NAN,
+    CROSS: 0.0,
 }
 
 
 def table() -> pd.DataFrame:
     parts = []
-    for number, (head, snapped) in enumerate(SNAPPED.items()):
+    for number, (head, step) in enumerate(SNAP_STEPS.items()):
         distinct = np.array([0.1, 0.2, 0.4, 0.4]) + 0.01 * number
         values = {
-            "snapped": snapped,
+            "snapped": np.array(STEPS) >= step,
+            "snap_step": (step,) * 4,
+            "speed": (NAN, NAN, 0.2 + number, 0.1),
             "attention_entropy": (4.0, 3.0, 2.0, 2.0 + number),
             "uniform_entropy": (4.5,) * 4,
             "mass_distinct": distinct,
@@ -66,13 +69,13 @@ def test_they_are_missed_only_beside_a_run_that_has_them(figures):
     assert "measure scan" in reasons["snap"]
 
 
-def test_a_head_stops_where_it_snaps_and_not_at_the_last_checkpoint():
+def test_a_head_that_is_not_called_has_no_step():
     run = RunTable("run", table())
-    expected = dict(zip(SNAPPED, (20, 10, None, 0), strict=True))
-    assert snap_steps(run.matching("snapped", ".*")) == expected
+    expected = dict(zip(SNAP_STEPS, (20, 10, None, 0), strict=True))
+    assert snap_steps(run, ".*") == expected
 
 
-def test_lines_are_the_tables_values_with_a_dot_where_the_head_stops(figures):
+def test_lines_are_the_tables_values_with_a_dot_where_the_head_snaps(figures):
     axes = panel(figures["scan"], "On distinct keys")
     drawn = lines(axes)
     head = ENCODER.format(1, 0)
@@ -102,15 +105,25 @@ def test_each_kind_of_attention_has_a_row(figures):
     assert below.get_xlabel() == "training step"
 
 
-def test_the_share_of_heads_leaves_out_the_last_checkpoint(figures):
-    drawn = lines(panel(figures["snap"], "Heads that have stopped"))
-    np.testing.assert_allclose(drawn["encoder self-attention"], [0, 100 / 3, 200 / 3])
-    np.testing.assert_allclose(drawn["cross-attention"], [100, 100, 100])
-    where = panel(figures["snap"], "Where each head stops")
+def test_the_speed_is_the_median_of_heads_and_steps_are_where_they_snap(figures):
+    drawn = lines(panel(figures["snap"], "Speed of attention"))
+    speeds = [line for line in drawn.values() if len(line)]
+    np.testing.assert_allclose(speeds, [[1.2, 0.1], [3.2, 0.1]])
+    assert {"encoder self-attention: 2 of 3 snapped", "cross-attention: 1 of 1 snapped"} <= set(
+        drawn
+    )
+    where = panel(figures["snap"], "Where each head moved fastest")
     crosses = [line for line in where.get_lines() if line.get_marker() == "x"]
     assert [line.get_xdata()[0] for line in crosses] == [30]
     dots = sorted(line.get_xdata()[0] for line in where.get_lines() if line.get_marker() == "o")
     assert dots == [0, 10, 20]
+
+
+def test_too_few_checkpoints_are_said_to_be():
+    few = table()
+    few = few[~few["metric"].isin(["snapped", "snap_step"])]
+    assert "snap" not in build_figures({"run": few}, {})
+    assert scan_table(RunTable("run", few))[1].endswith("too few steps")
 
 
 def test_the_table_in_words():
@@ -139,6 +152,7 @@ def test_the_page_has_the_table():
 
 def test_one_checkpoint_and_one_head_are_enough():
     one = table().query("step == 0 and scope == @CROSS")
+    one = one[~one["metric"].isin(["snapped", "snap_step"])]
     drawn = build_figures({"run": one}, {})
     assert set(drawn) == {"scan"}, "of one checkpoint none can be said to have stopped"
     axes = panel(drawn["scan"], "Entropy")
@@ -149,7 +163,7 @@ def test_one_checkpoint_and_one_head_are_enough():
 def test_layers_are_whole_numbers_however_few(figures):
     one_layer = build_figures({"run": table().query("scope == @CROSS")}, {})["snap"]
     for figure in (one_layer, figures["snap"]):
-        where = panel(figure, "Where each head stops")
+        where = panel(figure, "Where each head moved")
         low, high = sorted(where.get_ylim())
         shown = [tick for tick in where.get_yticks() if low <= tick <= high]
         assert shown

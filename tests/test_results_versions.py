@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_trajectory import write_trajectory
 
-from saturation import cli
-from saturation.errors import ResultsError
+from saturation import cli, open_trajectory
+from saturation.errors import FormerVersionWarning, ResultsError
+from saturation.listing import status_text
 from saturation.measures import MEASURES
 from saturation.measures.base import ActivationMeasure, GroupMeasure
-from saturation.parts import describe, part_keys, write_part
+from saturation.parts import describe, part_keys, status, write_part
 from saturation.results import load_results, load_vectors
+from saturation.run import measure
 from saturation.runfolder import RunFolder
 
 STEPS = (0, 10)
@@ -36,6 +40,7 @@ def write_run(path: Path, name: str, without: str = "", **changes) -> str:
         "measures": [name],
         "arrays": {array: {"shape": list(shape)} for array, shape in SHAPES.items()},
         "bundles": {"all": list(SHAPES)},
+        "versions": {name: measure.version},
     }
     folder.describe({key: said for key, said in (described | changes).items() if said is not None})
     spans = [(step, step) for step in STEPS] if isinstance(measure, ActivationMeasure) else [STEPS]
@@ -122,3 +127,44 @@ def test_a_run_file_that_lacks_a_key_is_refused_by_name(key, tmp_path: Path):
     assert key not in json.loads((tmp_path / "run" / "run.json").read_text())
     with pytest.raises(ResultsError, match=f"has no `{key}`: another version of saturation wrote"):
         describe(RunFolder(run))
+
+
+def test_a_former_version_of_a_measure_is_named_and_left_out(tmp_path: Path):
+    run = write_run(tmp_path / "run", "norms", measures=["norms", "scan"], versions={"norms": 1})
+    said = f"scan is of version 1, and this is {MEASURES['scan'].version}"
+    with pytest.warns(FormerVersionWarning, match=said):
+        table = load_results(run)
+    assert set(table["measure"]) == {"norms"}
+    found = status(RunFolder(run))
+    assert found.complete
+    assert found.former == said
+    assert f"left out: {said}" in status_text(run, found)
+
+
+def test_a_run_of_a_former_version_alone_is_refused(tmp_path: Path):
+    run = write_run(tmp_path / "run", "scan", versions=None)
+    with (
+        pytest.warns(FormerVersionWarning),
+        pytest.raises(ResultsError, match="holds nothing that this version of saturation can read"),
+    ):
+        load_results(run)
+
+
+def test_vectors_of_a_former_version_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = write_run(tmp_path / "run", "spectrum")
+    assert len(load_vectors(run, "spectrum"))
+    former = dataclasses.replace(MEASURES["spectrum"], version=MEASURES["spectrum"].version + 1)
+    monkeypatch.setitem(MEASURES, "spectrum", former)
+    assert len(load_vectors(run, "spectrum")) == 0
+
+
+def test_a_run_of_a_former_version_is_not_extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    trajectory = open_trajectory(str(write_trajectory(tmp_path / "made", vocab=12)))
+    out = str(tmp_path / "run")
+    measure(trajectory, ["norms"], out)
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert recorded["versions"] == {"norms": MEASURES["norms"].version}
+    later = dataclasses.replace(MEASURES["norms"], version=MEASURES["norms"].version + 1)
+    monkeypatch.setitem(MEASURES, "norms", later)
+    with pytest.raises(ResultsError, match="numbers of two versions are not mixed"):
+        measure(trajectory, ["direction"], out)

@@ -33,7 +33,6 @@ from saturation.measures.scan import (
     STATISTICS,
     by_distance,
     distance_cells,
-    settled,
 )
 from saturation.run_activations import ActivationSettings, observe_checkpoint, read_settings
 
@@ -75,7 +74,8 @@ def test_heads_agree_with_brute_force(form):
         found = observe_table(SCAN, config, params, tokens)
     expected = by_brute_force(config, flat, *tokens)
     assert set(found) == set(expected)
-    across_steps = {"distance_to_last", "snapped", "distinct_excess_stderr"}
+    snap = {"speed", "snapped", "snap_ratio", "snap_p_value", "snap_step"}
+    across_steps = {"distance_to_last", "distinct_excess_stderr", *snap}
     for head, metrics in expected.items():
         assert set(found[head]) == set(metrics) | across_steps
         for name, value in metrics.items():
@@ -134,31 +134,39 @@ def statistics(profiles, entropies):
     return found
 
 
-def test_a_head_snaps_when_neither_its_profile_nor_its_sharpness_moves_any_more():
-    """It moves from the common key before to distinct ones by step 2, and sharpens up to step 3."""
-    on_distinct = [0.0, 0.5, 0.95, 1.0, 1.0]
+def test_a_head_snaps_where_its_profile_comes_to_rest():
+    """It moves from the common key before to the distinct one by e^{-t/100}."""
+    steps = np.geomspace(10, 8000, 24)
+    on_distinct = 1 - np.exp(-steps / 100)
     profiles = [{"common_at_7": 1 - share, "distinct_at_7": share} for share in on_distinct]
-    found = SCAN.metrics(statistics(profiles, [2.0, 2.0, 1.0, 0.1, 0.0]))
-    np.testing.assert_allclose(found["distance_to_last"], [1, 0.5, 0.05, 0, 0], atol=1e-12)
+    found = SCAN.metrics(statistics(profiles, [1.0] * 24) | {"step": steps})
+    np.testing.assert_allclose(found["distance_to_last"], on_distinct[-1] - on_distinct, atol=1e-12)
     np.testing.assert_array_equal(found["mass_distinct"], on_distinct)
-    np.testing.assert_array_equal(found["snapped"], [0, 0, 0, 1, 1])
-    still = SCAN.metrics(statistics(profiles, [1.0] * 5))
-    np.testing.assert_array_equal(still["snapped"], [0, 0, 1, 1, 1])
-    constant = SCAN.metrics(statistics(profiles[:1] * 3, [1.0] * 3))
-    np.testing.assert_array_equal(constant["snapped"], [1, 1, 1])
+    moved = np.sqrt(2) * np.diff(on_distinct) / np.diff(np.log(steps))
+    np.testing.assert_allclose(found["speed"][1:], moved)
+    step = found["snap_step"][0]
+    assert 70 < step < 140
+    np.testing.assert_array_equal(found["snap_step"], step)
+    np.testing.assert_array_equal(found["snapped"], steps >= step)
+    assert (found["snap_ratio"] > 3).all()
+    assert (found["snap_p_value"] <= 0.05).all()
 
 
-def test_what_leaves_again_has_not_settled():
-    np.testing.assert_array_equal(settled(np.array([1.0, 0.05, 0.2, 0.05, 0.0])), [0, 0, 0, 1, 1])
-    np.testing.assert_array_equal(settled(np.array([0.02, 0.005, 0.0])), [0, 1, 1])
-    np.testing.assert_array_equal(settled(np.array([1.0, np.nan, 0.0])), [0, np.nan, 1])
-    assert np.isnan(settled(np.full(2, np.nan))).all()
+def test_a_head_that_never_moves_or_drifts_has_not_snapped():
+    steps = np.geomspace(10, 8000, 24)
+    still = [{"common_at_7": 1.0}] * 24
+    drifting = [{"common_at_7": 1 - x, "distinct_at_7": x} for x in np.log(steps) / 10]
+    for profiles in (still, drifting):
+        found = SCAN.metrics(statistics(profiles, [1.0] * 24) | {"step": steps})
+        np.testing.assert_array_equal(found["snapped"], 0)
+        assert np.isnan(found["snap_step"]).all()
 
 
-def test_a_head_whose_queries_have_one_key_has_no_sharpness_and_still_snaps():
-    made = statistics([{"common_at_8": 1.0}] * 2, [0.0, 0.0])
-    made["uniform_entropy"] = np.zeros(2)
-    np.testing.assert_array_equal(SCAN.metrics(made)["snapped"], [1, 1])
+def test_below_fifteen_intervals_nothing_is_said():
+    found = SCAN.metrics(
+        statistics([{"common_at_7": 1.0}] * 5, [1.0] * 5) | {"step": np.arange(5.0)}
+    )
+    assert np.isnan(found["snapped"]).all()
 
 
 # --- the driver ---------------------------------------------------------------------------------
@@ -238,4 +246,4 @@ def test_a_run_is_resumed_joined_by_other_measures_and_refused_with_another_corp
     values = values.pivot_table("value", "metric", "step")
     assert values.loc["mass_distinct"].tolist() == [0, 1]
     assert values.loc["distance_to_last"].tolist() == [1, 0]
-    assert values.loc["snapped"].tolist() == [0, 1]
+    assert "snapped" not in values.index, "two checkpoints are too few"

@@ -10,6 +10,7 @@ import numpy as np
 
 Rule = Literal["sum", "max", "min"]
 Statistics = Mapping[str, np.ndarray]  # {statistic: float64 (arrays, steps)}
+STEP = "step"  # beside an activation measure's statistics: the training steps, float64 (steps,)
 Shapes = Mapping[str, tuple[int, ...]]  # {array: its shape}
 
 COMBINE: dict[Rule, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
@@ -72,6 +73,8 @@ class WeightMeasure:
       compares_steps: whether it needs the previous checkpoint, so that the first has no value.
       against_first: the metrics that compare with the first checkpoint instead of the previous one.
       rates: the metrics that are also given as `<metric>_per_step`, divided by t′ − t.
+      version: raised when a metric or statistic of this name changes its meaning. Parts of another
+        version are named and left out, so that no table mixes the two.
     """
 
     name: str
@@ -89,6 +92,7 @@ class WeightMeasure:
     compares_steps: bool = False
     against_first: tuple[str, ...] = ()
     rates: tuple[str, ...] = ()
+    version: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +109,11 @@ class ActivationMeasure:
         scope is a layer (`encoder/layers_3`) or a head (`encoder/layers_3/attention/head_5`). Each
         star in one (`encoder/layers_*/attention/head_*`) stands for an axis of its arrays, counted
         from 0: a T5-base has 7,000 numbers of heads, and taking them apart is no work for XLA.
-      metrics: {statistic: float64 (steps,)} of one scope -> {metric: float64 (steps,)}; a metric
-        that has no meaning there is left out.
+      metrics: {statistic: float64 (steps,)} of one scope, the steps themselves under `STEP` ->
+        {metric: float64 (steps,)}; a metric that has no meaning there is left out.
       needs_corpus: whether it asks of every key token if it is common or distinct.
+      version: raised when a metric or statistic of this name changes its meaning. Parts of another
+        version are named and left out, so that no table mixes the two.
     """
 
     name: str
@@ -117,6 +123,7 @@ class ActivationMeasure:
     observe: Callable[[Any], dict[str, dict[str, Any]]]
     metrics: Callable[[Statistics], dict[str, np.ndarray]]
     needs_corpus: bool = False
+    version: int = 1
 
 
 def starred_layers(stack: str, sums: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -167,6 +174,8 @@ class GroupMeasure:
         (n,)}}, of one group at one step; the arrays in the dtype they are stored in.
       metrics: {statistic: float64 (steps,)} of one scope -> {metric: float64 (steps,)}; a metric
         that has no meaning there is left out.
+      version: raised when a metric or statistic of this name changes its meaning. Parts of another
+        version are named and left out, so that no table mixes the two.
     """
 
     name: str
@@ -177,6 +186,7 @@ class GroupMeasure:
     groups: Callable[[Shapes], dict[str, dict[str, str]]]
     observe: Callable[[str, Mapping[str, np.ndarray], Shapes], dict[str, dict[str, Any]]]
     metrics: Callable[[Statistics], dict[str, np.ndarray]]
+    version: int = 1
 
 
 Measure = WeightMeasure | ActivationMeasure | GroupMeasure

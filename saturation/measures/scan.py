@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saturation.measures.base import ActivationMeasure, Rule, Statistics
+from saturation.measures.base import STEP, ActivationMeasure, Rule, Statistics
 from saturation.measures.cooccurrence import COMMON, DISTINCT, KINDS
 from saturation.measures.means import divide, mean_and_error, sum_names, sums_over_sequences
+from saturation.measures.snap import snap
 
 if TYPE_CHECKING:
     from jax import Array
@@ -28,9 +29,6 @@ EXCESS = "distinct_excess"
 STATISTICS: dict[str, Rule] = dict.fromkeys(
     ("tokens", "entropy", *UNIFORM, *CELLS, *sum_names(EXCESS)), "sum"
 )
-
-SETTLED = 0.1  # of the furthest a head ever is from where it ends
-LEAST_MOVE = 0.01  # of its attention, or of the entropy of uniform attention: less is no move
 
 
 def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
@@ -109,7 +107,7 @@ def distance_cells(distance: np.ndarray) -> np.ndarray:
 
 
 def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
-    """Return how sharp a head is, what it attends to, and whether it has stopped changing.
+    """Return how sharp a head is, what it attends to, and whether it has come to rest.
 
     Means over queries: attention_entropy = -Σ w ln w (nats), uniform_entropy = that of equal
     weights on all allowed keys; mass_common, mass_distinct and mass_unclassified the weight on
@@ -118,32 +116,42 @@ def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
     standard error over sequences.
 
     distance_to_last = ½ Σ|p_t - p_last| with p the head's mean attention by kind and distance of
-    the key: the share of its attention that lies elsewhere than at the last checkpoint. snapped is
-    1 from the first checkpoint on from which distance_to_last and
-    |attention_entropy/uniform_entropy - its last value| both stay within a tenth of the largest
-    values they have at any checkpoint, or within 0.01 if that is more; 0 before. The last
-    checkpoint is snapped by definition. tokens is the number of queries.
+    the key: the share of its attention that lies elsewhere than at the last checkpoint.
+
+    speed is ‖p_t' - p_t‖/ln(t'/t) from one checkpoint after step 0 to the next; a head has snapped
+    where its speed has fallen at the end, as `snap.snap` decides: snap_ratio, snap_p_value and
+    snap_step say how much, how surely and when (they are of the whole run, the same at every step),
+    and snapped is 1 from snap_step on, 0 before, and 0 throughout where the head is not called.
+    With fewer than 15 intervals they are NaN. tokens is the number of queries.
     """
     tokens = statistics["tokens"]
     profile = np.stack([divide(statistics[cell], tokens) for cell in CELLS])
     of_kind = profile.reshape(len(KINDS), DISTANCES, -1).sum(axis=1)
-    entropy = divide(statistics["entropy"], tokens)
     uniform = {name: divide(statistics[name], tokens) for name in UNIFORM}
-    moved = np.abs(profile - _last(profile)).sum(axis=0) / 2
-    sharpness = divide(entropy, uniform["uniform_entropy"])
-    sharpened = np.abs(sharpness - _last(sharpness))
-    # Where queries have one key alone there is no sharpness, and nothing that could change.
-    sharpened = np.where(uniform["uniform_entropy"] == 0, 0.0, sharpened)
     return {
-        "attention_entropy": entropy,
+        "attention_entropy": divide(statistics["entropy"], tokens),
         "uniform_entropy": uniform["uniform_entropy"],
         **{f"mass_{kind}": mass for kind, mass in zip(KINDS, of_kind, strict=True)},
         "uniform_common": uniform["uniform_common"],
         "uniform_distinct": uniform["uniform_distinct"],
         **mean_and_error(EXCESS, statistics),
-        "distance_to_last": moved,
-        "snapped": np.minimum(settled(moved), settled(sharpened)),
+        "distance_to_last": np.abs(profile - _last(profile)).sum(axis=0) / 2,
+        **_snap_metrics(statistics[STEP], profile),
         "tokens": tokens,
+    }
+
+
+def _snap_metrics(steps: np.ndarray, profile: np.ndarray) -> dict[str, np.ndarray]:
+    found = snap(steps, profile)
+    known = np.isfinite(profile).all(axis=0)
+    whole = {"ratio": found.ratio, "p_value": found.p_value, "step": found.step}
+    snapped = np.full(len(steps), np.nan)
+    if np.isfinite(found.ratio):
+        snapped[known] = found.called and steps[known] >= found.step
+    return {
+        "speed": found.speed,
+        "snapped": snapped,
+        **{f"snap_{name}": np.where(known, value, np.nan) for name, value in whole.items()},
     }
 
 
@@ -153,25 +161,14 @@ def _last(values: np.ndarray) -> np.ndarray:
     return values[..., known[-1:]] if len(known) else np.full((*values.shape[:-1], 1), np.nan)
 
 
-def settled(deviation: np.ndarray) -> np.ndarray:
-    """Return 1 from the step on from which a deviation stays small, 0 before, NaN where it is.
-
-    Small is a tenth of the largest, or 0.01 if that is more. float64 (steps,).
-    """
-    known = np.isfinite(deviation)
-    tolerance = max(SETTLED * deviation[known].max(initial=0.0), LEAST_MOVE)
-    outside = known & (deviation > tolerance)
-    later_outside = np.logical_or.accumulate(outside[::-1])[::-1]
-    return np.where(known, 1.0 - later_outside, np.nan)
-
-
 SCAN = ActivationMeasure(
     name="scan",
     definition="entropy of each head's weights, their mass on common and on distinct keys by a "
-    "corpus's co-occurrence counts, and from which step on the head no longer changes",
+    "corpus's co-occurrence counts, and whether and when the head comes to rest",
     source="ours, after Tian et al. 2023 (arXiv 2305.16380)",
     statistics=STATISTICS,
     observe=observe,
     metrics=metrics,
     needs_corpus=True,
+    version=2,
 )

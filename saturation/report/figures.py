@@ -191,13 +191,13 @@ PLANS = {
     ),
     "scan": Plan(
         "attention on common and distinct keys (measure scan: metrics such as mass_distinct)",
-        _has("attention_entropy", "mass_distinct", "snapped"),
+        _has("attention_entropy", "mass_distinct"),
         _stacked(lambda parent, run, fits: draw_scan(parent, run), 8.4),
         optional=True,
     ),
     "snap": Plan(
-        "heads at two checkpoints (measure scan: metric snapped)",
-        lambda run: any(len(head) > 1 for head in run.matching("snapped", ".*").values()),
+        "heads at 16 checkpoints after step 0 (measure scan: metric snapped)",
+        lambda run: bool(run.matching("snapped", ".*")),
         _stacked(lambda parent, run, fits: draw_snap(parent, run), 4.4),
         optional=True,
     ),

@@ -361,9 +361,34 @@ GLOSSARY = (
         "ours",
     ),
     Term(
+        "speed",
+        "‖p_t′ − p_t‖₂/ln(t′/t), p as in distance_to_last",
+        "How fast a head's attention moves per unit of ln t between neighbouring checkpoints.",
+        "ours",
+    ),
+    Term(
         "snapped",
-        "1 from the step on from which distance_to_last and sharpness stay put",
-        "Whether a head has stopped changing; at the last checkpoint it always has.",
+        "1 from snap_step on if snap_ratio ≥ 3 and snap_p_value ≤ 0.05, else 0",
+        "Whether a head has moved early and come to rest; NaN below 15 intervals. A head that is "
+        "not called may stand still all the same: a late stop, or noise, hides it.",
         "ours, after Tian et al. 2023",
+    ),
+    Term(
+        "snap_ratio",
+        "largest rms speed over a third of the intervals, before the last third, over the last's",
+        "How much slower the head moves at the end than at its fastest; of the whole run.",
+        "ours",
+    ),
+    Term(
+        "snap_p_value",
+        "(1 + orders of the speeds with as large a snap_ratio)/200, of 199 random orders",
+        "How easily the same speeds in another order show as large a fall; of the whole run.",
+        "ours",
+    ),
+    Term(
+        "snap_step",
+        "√(t t′) of the two checkpoints between which speed is largest",
+        "When a head that has snapped moved fastest; of the whole run.",
+        "ours",
     ),
 )

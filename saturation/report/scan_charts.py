@@ -9,8 +9,8 @@ from saturation.report.series import RunTable
 
 READS = (
     "A head scans if its attention on distinct tokens, which tell what follows from what else "
-    "might, rises above what attention to all keys alike gives (dotted); it has snapped, or "
-    f"stopped, once neither its sharpness nor where it looks changes any more. {SPREAD}"
+    "might, rises above what attention to all keys alike gives (dotted); it has snapped if it "
+    f"moved early and has come to rest (`snapped`). {SPREAD}"
 )
 
 

@@ -1,4 +1,4 @@
-"""How heads scan and snap: sharpness, what they attend to, and when they stop changing."""
+"""How heads scan and snap: sharpness, what they attend to, and when they come to rest."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ UNIFORM: Any = {"color": GREY, "linestyle": "--", "linewidth": 1.2}
 def draw_scan(parent: Figure | SubFigure, run: RunTable) -> None:
     """Draw every head: entropy, attention on distinct and common keys, distance to its end.
 
-    A row a kind of attention, a colour a layer; a dot where the head stops changing, dashed what
+    A row a kind of attention, a colour a layer; a dot where the head snaps, dashed what
     attention to all allowed keys alike gives.
     """
-    kinds = {kind: heads for kind, (heads, _) in HEADS.items() if run.matching("snapped", heads)}
+    kinds = {
+        kind: heads for kind, (heads, _) in HEADS.items() if run.matching("mass_distinct", heads)
+    }
     title(parent, f"Do heads scan and snap? {shorten(run.name)}")
     panels = parent.subplots(len(kinds), len(COLUMNS), squeeze=False, sharex=True)
     for row, (kind, pattern) in zip(panels, kinds.items(), strict=True):
@@ -47,31 +49,34 @@ def draw_scan(parent: Figure | SubFigure, run: RunTable) -> None:
 
 
 def draw_snap(parent: Figure | SubFigure, run: RunTable) -> None:
-    """Draw the share of heads that have stopped, and the step at which each did, by layer."""
-    title(parent, f"When heads stop changing: {shorten(run.name)}")
-    share, where = parent.subplots(1, 2, sharex=True)
+    """Draw how fast heads move by ln t, and the step at which each snapped, by layer."""
+    title(parent, f"When heads come to rest: {shorten(run.name)}")
+    speeds, where = parent.subplots(1, 2, sharex=True)
     for number, (kind, (pattern, colour)) in enumerate(HEADS.items()):
-        heads = run.matching("snapped", pattern)
+        heads = run.matching("speed", pattern)
         if not heads:
             continue
-        steps, snapped = on_steps(list(heads.values()))
-        percent = 100 * np.nanmean(snapped, axis=0)[:-1]  # at the last all are, by definition
-        share.plot(steps[:-1], percent, "o-", color=colour, label=kind)
-        stops = snap_steps(heads)
-        for scope, stop in stops.items():
+        steps, moved = on_steps(list(heads.values()))
+        seen = np.isfinite(moved).any(axis=0)
+        speeds.plot(steps[seen], np.nanmedian(moved[:, seen], axis=0), "o-", color=colour)
+        stops = snap_steps(run, pattern)
+        for scope in heads:
+            stop = stops.get(scope)
             place = _number(LAYER, scope) + 0.25 * (number - 1) + 0.02 * (_number(HEAD, scope) % 8)
             at = steps[-1] if stop is None else stop
             where.plot(at, place, "x" if stop is None else "o", color=colour)
-        for axes in (share, where):
+        known = sum(stop is not None for stop in stops.values())
+        speeds.plot([], [], "o-", color=colour, label=f"{kind}: {known} of {len(heads)} snapped")
+        for axes in (speeds, where):
             step_axis(axes, steps, is_log_spaced(steps))
-    share.set_ylim(-4, 104)
-    share.set_title("Heads that have stopped changing")
-    share.set_ylabel("% of heads")
-    where.set_title("Where each head stops (×: not before the last checkpoint)")
+    speeds.set_yscale("log")
+    speeds.set_title("Speed of attention by ln t, median of heads")
+    speeds.set_ylabel("‖change‖ per unit of ln t")
+    where.set_title("Where each head moved fastest (×: not called)")
     where.set_ylabel("layer")
     where.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     where.set_ylim(max(_colours(run)) + 0.6, -0.6)
-    handles, labels = share.get_legend_handles_labels()
+    handles, labels = speeds.get_legend_handles_labels()
     parent.legend(handles, labels, loc="outside lower center", ncols=len(labels))
 
 
@@ -105,13 +110,15 @@ COLUMNS = (
 def _draw_heads(axes: Axes, run: RunTable, pattern: str, column: Column) -> None:
     colours = _colours(run)
     heads = run.matching(column.metric, pattern)
-    stops = snap_steps(run.matching("snapped", pattern))
+    stops = snap_steps(run, pattern)
     for scope, series in heads.items():
         colour, values = colours[_number(LAYER, scope)], column.factor * series.values
         point = "." if len(series) == 1 else None  # there is no line then
         axes.plot(series.steps, values, color=colour, marker=point, lw=1, alpha=0.8, label=scope)
-        at = series.steps == stops.get(scope)
-        axes.plot(series.steps[at], values[at], "o", color=colour, markeredgecolor=BLACK)
+        stop = stops.get(scope)
+        if stop is not None:
+            height = np.interp(stop, series.steps, values)
+            axes.plot(stop, height, "o", color=colour, markeredgecolor=BLACK)
         step_axis(axes, series.steps, is_log_spaced(series.steps))
     for series in list(run.matching(column.uniform, pattern).values())[:1]:  # alike for all heads
         point = "_" if len(series) == 1 else None
@@ -124,7 +131,7 @@ def _number(of: re.Pattern[str], scope: str) -> int:
 
 
 def _colours(run: RunTable) -> dict[int, str]:
-    layers = sorted({_number(LAYER, scope) for scope in run.matching("snapped", ".*")})
+    layers = sorted({_number(LAYER, scope) for scope in run.matching("mass_distinct", ".*")})
     shades = colormaps["viridis"](np.linspace(0.0, 0.85, len(layers)))
     return {layer: to_hex(shade) for layer, shade in zip(layers, shades, strict=True)}
 
@@ -138,5 +145,5 @@ def _legend(run: RunTable) -> list[Line2D]:
     return [
         *(Line2D([], [], color=colours[layer], label=f"layer {layer}") for layer in named),
         Line2D([], [], label="uniform attention", **UNIFORM),
-        Line2D([], [], label="the head stops changing here", **dot),
+        Line2D([], [], label="the head snaps here", **dot),
     ]

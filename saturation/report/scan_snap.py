@@ -133,7 +133,10 @@ def write_figure_3(rows: Sequence[Row], folder: Path) -> list[Path]:
             ncols=2,
             title=f"{sizes}; dotted: t₀ = 2K ln M/{ETA_Y}; cross: Lemma 3's t½",
         )
-        title(figure, "Where classes share one token, theory's γ and t½ hold; where they share ten, learning lags")
+        title(
+            figure,
+            "Where classes share one token, theory's γ and t½ hold; where ten, learning lags",
+        )
         return save_figure(figure, folder, "figure3")
 
 

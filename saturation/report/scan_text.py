@@ -6,21 +6,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from saturation.report.series import HEAD_KINDS, RunTable, Series
+from saturation.report.series import HEAD_KINDS, RunTable
 
 
-def snap_steps(heads: Mapping[str, Series]) -> dict[str, int | None]:
-    """Return {head: the step at which it snaps}, None for one that changes up to the last one.
+def snap_steps(run: RunTable, pattern: str) -> dict[str, float | None]:
+    """Return {head: the step at which it snaps}, None for one that is not called.
 
-    Args:
-        heads: {head: its `snapped` at each step}.
+    Of heads where there are checkpoints enough to call any: where `snapped` is a number.
     """
-    found: dict[str, int | None] = {}
-    for scope, series in heads.items():
-        first = int(np.argmax(series.values > 0))
-        stops = series.values[first] > 0 and first < len(series) - 1
-        found[scope] = int(series.steps[first]) if stops else None
-    return found
+    found = run.matching("snap_step", pattern)
+    return {
+        scope: float(found[scope].values[0]) if scope in found else None
+        for scope in run.matching("snapped", pattern)
+    }
 
 
 def scan_table(run: RunTable) -> list[str]:
@@ -28,7 +26,7 @@ def scan_table(run: RunTable) -> list[str]:
     rows = [_row(run, kind, pattern) for kind, pattern in HEAD_KINDS.items()]
     if not any(rows):
         return []
-    head = _line("mean of heads", "entropy (uniform)", "on distinct keys (uniform)", "stopped")
+    head = _line("mean of heads", "entropy (uniform)", "on distinct keys (uniform)", "snapped")
     return [head, *filter(None, rows)]
 
 
@@ -37,10 +35,9 @@ def _line(kind: str, entropy: str, distinct: str, stopped: str) -> str:
 
 
 def _row(run: RunTable, kind: str, pattern: str) -> str:
-    stops = snap_steps(run.matching("snapped", pattern))
     entropy = _first_and_last(run, "attention_entropy", pattern)
     distinct = _first_and_last(run, "mass_distinct", pattern)
-    if not stops or entropy is None or distinct is None:
+    if entropy is None or distinct is None:
         return ""
     uniform = [
         np.mean([series.values[-1] for series in run.matching(metric, pattern).values()])
@@ -48,9 +45,15 @@ def _row(run: RunTable, kind: str, pattern: str) -> str:
     ]
     nats = f"{entropy[0]:.2f} to {entropy[1]:.2f} nats ({uniform[0]:.2f})"
     share = f"{distinct[0]:.1%} to {distinct[1]:.1%} ({uniform[1]:.1%})"
-    known = [step for step in stops.values() if step is not None]
+    return _line(kind, nats, share, _snapped(snap_steps(run, pattern)))
+
+
+def _snapped(steps: Mapping[str, float | None]) -> str:
+    if not steps:
+        return "too few steps"
+    known = [step for step in steps.values() if step is not None]
     when = f", median step {np.median(known):,.0f}" if known else ""
-    return _line(kind, nats, share, f"{len(known)} of {len(stops)}{when}")
+    return f"{len(known)} of {len(steps)}{when}"
 
 
 def _first_and_last(run: RunTable, metric: str, pattern: str) -> tuple[float, float] | None:
@@ -65,7 +68,9 @@ GUIDE = (
     "In scan.png each line is a head, a colour a layer. A head scans if its attention on distinct "
     "keys rises above the dashed line, which is what attention to all keys alike gives: distinct "
     "tokens tell what follows from what else might, common ones do not.",
-    "It snaps, or stops, at the dot: from that checkpoint on neither where it looks nor its "
-    "entropy changes by more than a tenth of what they did in all. snap.png counts such heads; × "
-    "are those that went on changing up to the last checkpoint.",
+    "A head has snapped, at the dot, if it moved at least three times as fast for a third of the "
+    "run as it does at the end, by steps of ln t, and its speeds in random order seldom show that. "
+    "snap.png counts such heads; × are those that are not called, which is no proof that they "
+    "move: a late stop, or noise, hides a stop. Where the learning rate decays to 0 every head "
+    "stops. It takes 16 checkpoints after step 0 to call any.",
 )
