@@ -223,18 +223,24 @@ def fit_growth_laws(
     ] = None,
     x: Annotated[str, typer.Option("--x", help="The CSV's column of steps.")] = "step",
     y: Annotated[str, typer.Option("--y", help="The CSV's column of values.")] = "norm",
+    clock: Annotated[
+        str | None,
+        typer.Option(
+            "--clock", help="Of the errors: index, t or 'ln t'; the likeliest if left out."
+        ),
+    ] = None,
     partial: PartialOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fit the growth laws a·g(t) + b to a norm: linear, √t, t^¼, ln(1+t) and the free power."""
     from saturation.growth import fit_all
-    from saturation.listing import fits_text, read_csv_series, scope_norm
+    from saturation.listing import fits_json, fits_text, read_csv_series, scope_norm
 
     if (run is None) == (csv is None):
         raise typer.BadParameter("give either a RUN or --csv FILE")
     series = read_csv_series(csv, x, y) if csv else scope_norm(str(run), scope, partial)
-    fits = fit_all(*series)
-    _print({law: fit.to_json() for law, fit in fits.items()} if as_json else fits_text(fits))
+    fits = fit_all(*series, clock)
+    _print(fits_json(fits, *series) if as_json else fits_text(fits, *series))
 
 
 @app.command("audit")

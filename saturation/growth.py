@@ -4,6 +4,10 @@ Every law is ρ(t) = a·g(t) + b. Four have a fixed g: t, √t, t^¼ and ln(1 + 
 power a·t^p + b. The laws are those of Merrill et al., *Effects of Parameter Norm Growth During
 Transformer Training* (EMNLP 2021, arXiv 2010.09697); the free exponent, its interval and the
 comparison by AIC are this project's own.
+
+What a trajectory leaves over a law resembles what its neighbours leave over. The exponent, its
+interval and the AIC therefore take the errors as an autoregression (`saturation.autoregression`);
+the same by least squares, with independent errors, stands beside it.
 """
 
 from __future__ import annotations
@@ -11,47 +15,49 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
 
+from saturation.autoregression import CLOCKS, MAX_PHI, Errors, errors_on
 from saturation.errors import SaturationError
+from saturation.power_law import (
+    POWER_BOUNDS,
+    Points,
+    least_squares_power,
+    likeliest_power,
+    power_interval,
+    shape,
+)
 
 EXPONENTS = {"linear": 1.0, "sqrt": 0.5, "fourth_root": 0.25}
 LAWS = (*EXPONENTS, "log", "power")
 
 MINIMUM_POINTS = 4  # one more than the free power has parameters
-BLOCK = 10  # points a bootstrap block holds
-DRAWS = 1000
-BATCH_ELEMENTS = 2_000_000  # points × draws held at once: 16 MB a float64 array
-POWER_BOUNDS = (1e-3, 5.0)  # p → 0 is the logarithm, and p > 5 no norm's growth
+COMPARED_POINTS = 8  # below, laws are not ranked and φ is not estimated
 
-Points = Float[np.ndarray, " points"]
 Numbers = ArrayLike | Sequence[float | int]  # the second for tuples and ranges, as beartype checks
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
-    """One growth law fitted to one series by ordinary least squares.
+class Curve:
+    """One growth law a·g(t) + b through one series.
 
     Attributes:
         law: one of `LAWS`.
-        a: the slope in g(t); unit of the values per unit of g.
+        a: the slope in g(t); unit of the values per unit of g. a and b are those of least squares
+            at the exponent p.
         b: the level at g = 0; unit of the values.
         p: the exponent of t (fixed for linear, sqrt and fourth_root; None for log; nan for a power
-            law fitted to a constant series, which has no exponent).
-        interval: 95 % interval of p (power law only) from a moving-block bootstrap of (t, ρ)
-            pairs; None below two blocks (20 points), where the bootstrap says nothing.
-        p_without_first: p fitted without the first point (power law of five points or more), which
-            shows how much of p the initialisation decides.
+            law of a constant series, which has no exponent).
+        interval: 95 % interval of p (power law only), by the F profile; None below eight points.
         p_at_bound: the power law's p stopped at an end of `POWER_BOUNDS`: the series is no power of
             t (at the lower end it flattens as the logarithm does, or more).
         r2: 1 - RSS/TSS; nan for a constant series.
-        aic: n ln(RSS/n) + 2(parameters + 1), with 3 parameters for the power law and 2 otherwise.
-        holdout_error: √(Σ(ρ - ρ̂)²/Σρ²) over the last ⌈n/5⌉ points when the law is fitted on the
-            rest; None where the rest has fewer than four points.
+        aic: -2 ln(maximum likelihood) + 2k, without the constant n(1 + ln 2π).
+        aicc: aic + 2k(k + 1)/(n - k - 1), its correction for few points; inf where n ≤ k + 1.
         n: number of points.
     """
 
@@ -60,11 +66,10 @@ class Fit:
     b: float
     p: float | None
     interval: tuple[float, float] | None
-    p_without_first: float | None
     p_at_bound: bool
     r2: float
     aic: float
-    holdout_error: float | None
+    aicc: float
     n: int
 
     def predict(self, steps: Numbers) -> np.ndarray:
@@ -79,39 +84,105 @@ class Fit:
         t = np.asarray(steps, dtype=np.float64)
         if not np.all(np.isfinite(t) & (t >= 0)):
             raise SaturationError("Steps to predict at must be finite and at least 0.")
-        if self.law == "power" and (self.p is None or math.isnan(self.p)):
-            return np.full_like(t, self.b)
-        return self.a * _regressor(self.law, t, self.p) + self.b
+        return _evaluate(self.a, self.b, self.p, t)
+
+    def local_exponent(self, steps: Numbers) -> np.ndarray:
+        """Return d ln ρ/d ln t = a·t·g′(t)/(a·g(t) + b) at the given steps, each > 0.
+
+        It varies for every law with b ≠ 0.
+        """
+        t = np.asarray(steps, dtype=np.float64)
+        slope = t / (1 + t) if self.law == "log" else (self.p or 0.0) * t ** (self.p or 0.0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.a * slope / self.predict(t)
 
     def to_json(self) -> dict[str, object]:
         """Return the fields as JSON holds them: what is not finite becomes None."""
-        fields = dataclasses.asdict(self)
-        if self.interval is not None:
-            fields["interval"] = list(self.interval)
+        return {field.name: _json(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit(Curve):
+    """One growth law fitted to one series, with errors that are a first-order autoregression.
+
+    p and its interval are those of the restricted likelihood, aic and aicc those of the ordinary
+    one, with k = 4 and 5 for the power. Below eight points φ cannot be told: it is 0.
+
+    Attributes:
+        phi: how alike the errors at mean distance are, 0 ≤ φ ≤ 0.999.
+        clock: on which errors grow apart, "index", "t" or "ln t" (ln(t + t₂) where t₁ = 0):
+            whichever has the highest restricted likelihood under the power law.
+        holdout_error: √(Σ(ρ - ρ̂)²/Σρ²) over the last ⌈n/5⌉ points when the law is fitted on the
+            rest; None where the rest has fewer than four points.
+        independent: the same law by least squares, as if errors were independent; its AIC has
+            k = 3 and 4 for the power.
+        without_first: the fit without the first point, where that is step 0 and four others are
+            left: how much of p the initialisation decides.
+        thirds: the power law fitted to each third of the run, step 0 left out; empty where a third
+            has fewer than eight points, and for the other laws.
+    """
+
+    phi: float
+    clock: str
+    holdout_error: float | None
+    independent: Curve
+    without_first: Fit | None
+    thirds: tuple[Fit, ...]
+
+    @property
+    def phi_at_bound(self) -> bool:
+        """Whether φ stopped at its bound: the errors are nearly a random walk on the clock."""
+        return self.phi >= MAX_PHI - 1e-6
+
+    @property
+    def power_is_constant(self) -> bool | None:
+        """False where the intervals of two thirds do not overlap, None where there are no thirds.
+
+        True only says that the thirds do not contradict one power.
+        """
+        intervals = [fit.interval for fit in self.thirds if fit.interval is not None]
+        if not intervals:
+            return None
+        return max(low for low, _ in intervals) <= min(high for _, high in intervals)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields, whether φ is at its bound and whether the power is constant."""
         return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in fields.items()
+            **super().to_json(),
+            "phi_at_bound": self.phi_at_bound,
+            "power_is_constant": self.power_is_constant,
         }
 
 
-def fit_growth(steps: Numbers, values: Numbers, law: str = "power") -> Fit:
-    """Fit one growth law ρ(t) = a·g(t) + b by ordinary least squares.
+def fit_growth(
+    steps: Numbers,
+    values: Numbers,
+    law: str = "power",
+    clock: str | None = None,
+    parts: bool = True,
+) -> Fit:
+    """Fit one growth law ρ(t) = a·g(t) + b.
 
-    The free power is fitted by variable projection: for a given p, a and b are linear least
-    squares, so only p is searched, on a grid and then by bounded minimisation between its
-    neighbours.
+    V_ij = φ^|u_i - u_j| on a clock u. With X = [1, h], h = (g(t) - g(t₁))/(g(t_n) - g(t₁)), and r
+    the residual of generalised least squares, p and φ minimise
+    (n - 2) ln(rᵀV⁻¹r/(n - 2)) + ln|V| + ln|XᵀV⁻¹X|. The 95 % interval of p holds what is within
+    F₀.₉₅(1, n - 4) of that minimum, φ minimised anew for each p.
 
     Args:
         steps: training steps t, shape (points,), increasing, ≥ 0.
         values: the series ρ(t), shape (points,), finite; a norm, or any other quantity.
         law: "linear", "sqrt", "fourth_root", "log" or "power".
+        clock: u, "index", "t" or "ln t" (ln(t + t₂) where t₁ = 0), each scaled to mean step 1; None
+            takes the one with the highest restricted likelihood under the power law, in each part
+            of the run anew. A given clock holds for the parts too.
+        parts: fit also what is left out of others: without step 0, thirds, the last fifth held out.
 
     Returns:
         The fit, with its interval and its error outside the fitted steps.
 
     Raises:
-        SaturationError: an unknown law, fewer than four points, lengths that differ, a value that
-            is not finite, or steps that are negative, repeated or out of order.
+        SaturationError: an unknown law or clock, fewer than four points, lengths that
+            differ, a value that is not finite, steps that are negative, repeated or out of order.
 
     Source: arXiv 2010.09697, section 3 and figure 1 (the laws); intervals and exponent are ours.
 
@@ -121,45 +192,46 @@ def fit_growth(steps: Numbers, values: Numbers, law: str = "power") -> Fit:
     """
     if law not in LAWS:
         raise SaturationError(f"There is no growth law {law!r}; the laws are {', '.join(LAWS)}.")
-    t, rho = _check_series(steps, values)
-    a, b, p = _least_squares(law, t, rho)
-    without_first = interval = None
-    if law == "power":
-        interval = _bootstrap_interval(t, rho)
-        if len(t) > MINIMUM_POINTS:
-            without_first = _least_squares(law, t[1:], rho[1:])[2]
-    residuals = rho - _evaluate(law, a, b, p, t)
-    return Fit(
-        law=law,
-        a=a,
-        b=b,
-        p=p,
-        interval=interval,
-        p_without_first=without_first,
-        p_at_bound=law == "power" and bool(np.isclose(p or 0.0, POWER_BOUNDS, atol=1e-4).any()),
-        r2=_r_squared(residuals, rho),
-        aic=_aic(residuals, rho, parameters=3 if law == "power" else 2),
-        holdout_error=_holdout_error(law, t, rho),
-        n=len(t),
-    )
+    series = _series(steps, values, clock)
+    return _fit(law, series) if parts else _estimate(law, series)
 
 
-def fit_all(steps: Numbers, values: Numbers) -> dict[str, Fit]:
+def fit_all(steps: Numbers, values: Numbers, clock: str | None = None) -> dict[str, Fit]:
     """Fit every law of `LAWS` to one series; arguments and errors as `fit_growth`."""
-    return {law: fit_growth(steps, values, law) for law in LAWS}
+    series = _series(steps, values, clock)
+    return {law: _fit(law, series) for law in LAWS}
 
 
-def best_law(fits: Mapping[str, Fit]) -> Fit:
-    """Return the fit with the lowest AIC, the criterion that charges the power law for its p."""
-    return min(fits.values(), key=lambda fit: fit.aic)
+def ranked(fits: Mapping[str, Fit]) -> list[Fit]:
+    """Return the fits by AICc, the best first, or in the order of `LAWS` where none is the best."""
+    order = list(fits.values())
+    return order if best_law(fits) is None else sorted(order, key=lambda fit: fit.aicc)
 
 
-def describe(fit: Fit) -> str:
+def best_law(fits: Mapping[str, Fit]) -> Fit | None:
+    """Return the fit with the lowest AICc, which charges the power law for its p.
+
+    None below eight points, where it does not tell laws apart, and for a constant series, which
+    every law describes.
+    """
+    fit = min(fits.values(), key=lambda fit: fit.aicc, default=None)
+    return None if fit is None or fit.n < COMPARED_POINTS or math.isnan(fit.r2) else fit
+
+
+def describe(fit: Curve) -> str:
     """Return the fitted law as one readable equation, such as "ρ = 5.412·√t + 193.6"."""
     shape = {"linear": "t", "sqrt": "√t", "fourth_root": "t^¼", "log": "ln(1 + t)"}
     g = shape.get(fit.law) or f"t^{fit.p:.3f}"
     sign = "-" if fit.b < 0 else "+"
     return f"ρ = {fit.a:.4g}·{g} {sign} {abs(fit.b):.4g}"
+
+
+def _json(value: object) -> object:
+    if isinstance(value, Curve):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_series(steps: Numbers, values: Numbers) -> tuple[Points, Points]:
@@ -207,178 +279,168 @@ def _check_steps(t: Points) -> None:
         )
 
 
-def _regressor(law: str, t: np.ndarray, p: float | None) -> np.ndarray:
-    """Return g(t)."""
-    return np.log1p(t) if law == "log" else t**p
-
-
-def _evaluate(law: str, a: float, b: float, p: float | None, t: Points) -> Points:
+def _evaluate(a: float, b: float, p: float | None, t: np.ndarray) -> np.ndarray:
     """Return a·g(t) + b, or b alone for the constant series that leaves the power undetermined."""
-    return a * _regressor(law, t, p) + b if a else np.full_like(t, b)
+    if a == 0:
+        return np.full_like(t, b)
+    return a * (np.log1p(t) if p is None else t**p) + b
 
 
-def _least_squares(law: str, t: Points, rho: Points) -> tuple[float, float, float | None]:
-    """Return a, b and p (None for the logarithm, nan where a power has nothing to grow)."""
-    if law == "power":
-        return _fit_power(t, rho)
-    p = EXPONENTS.get(law)
-    a, b = _fit_line(_regressor(law, t, p), rho)
-    return a, b, p
+def _line(law: str, t: Points, rho: Points, p: float | None) -> tuple[float, float]:
+    """Return a and b of least squares at one exponent."""
+    if p is not None and math.isnan(p):
+        return 0.0, float(rho[0])
+    h = shape(t, p)
+    (level, slope), *_ = np.linalg.lstsq(np.stack([np.ones_like(h), h], axis=1), rho)
+    first, last = _evaluate(1.0, 0.0, p, t[[0, -1]])
+    a = float(slope / (last - first))
+    return a, float(level - a * first)
 
 
-def _fit_line(g: Points, rho: Points) -> tuple[float, float]:
-    """Return slope and level of ρ against g; g is scaled to 1 so that huge steps lose no digits."""
-    scale = np.abs(g).max()
-    design = np.stack([g / scale, np.ones_like(g)], axis=1)
-    (slope, level), *_ = np.linalg.lstsq(design, rho)
-    return float(slope / scale), float(level)
-
-
-def _fit_power(t: Points, rho: Points) -> tuple[float, float, float]:
-    """Return a, b and p of the free power: a grid over p, then a bounded search in its best cell.
-
-    The residual can have two valleys in p (one where p → 0 fits the first point alone), hence the
-    grid first.
-    """
-    if np.ptp(rho) == 0:
-        return 0.0, float(rho[0]), math.nan
-    grid = _power_grid()
-    profile = _profile(t, rho, np.ones((1, len(t))), grid)[0]
-    best = int(np.argmin(profile))
-    cell = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-
-    def residual_sum(p: float) -> float:
-        h = _shifted_power(t, p)
-        slope, level = _fit_line(h, rho)
-        return float(np.sum((rho - slope * h - level) ** 2))
-
-    found = minimize_scalar(residual_sum, bounds=cell, method="bounded", options={"xatol": 1e-9})
-    p = float(found.x)
-    slope, level = _fit_line(_shifted_power(t, p), rho)
-    return float(slope / t[-1] ** p), level - slope, p
-
-
-def _power_grid() -> Float[np.ndarray, " powers"]:
-    """Return the exponents searched, 0.01 apart: far finer than the valley of any series."""
-    return np.linspace(*POWER_BOUNDS, 500)
-
-
-def _shifted_power(t: Points, p: float | Float[np.ndarray, "powers 1"]) -> np.ndarray:
-    """Return (t/T)^p - 1 with T the last step: spans what t^p and 1 span, and keeps its digits.
-
-    As p → 0, t^p itself becomes the constant 1, and a and b cancel; this form becomes p ln(t/T).
-    """
-    log_t = np.full_like(t, -np.inf)
-    np.log(t / t[-1], out=log_t, where=t > 0)
-    return np.expm1(p * log_t)
-
-
-def _profile(
-    t: Points,
-    rho: Points,
-    weights: Float[np.ndarray, "draws points"],
-    powers: Float[np.ndarray, " powers"],
-) -> Float[np.ndarray, "draws powers"]:
-    """Return the residual sum of squares over a and b for every draw's weights and every power.
-
-    All draws share the points, so each of the sums that a weighted regression needs is one matrix
-    product, draws × points by points × powers. A draw of equal values is nan throughout.
-    """
-    h = _shifted_power(t, powers[:, None])
-    h = (h - h.mean(axis=1, keepdims=True)) / h.std(axis=1, keepdims=True)
-    y = (rho - rho.mean()) / rho.std()
-    total = weights.sum(axis=1, keepdims=True)
-    mean_y = (weights @ y)[:, None] / total
-    mean_h = weights @ h.T / total
-    var_y = (weights @ y**2)[:, None] / total - mean_y**2
-    var_h = weights @ (h**2).T / total - mean_h**2
-    covariance = weights @ (h * y).T / total - mean_h * mean_y
-    rounding = 1e-12  # of moments of order 1; below it a variance is no variance
-    safe_var_h = np.where(var_h > rounding, var_h, np.inf)
-    explained = covariance**2 / safe_var_h
-    return np.where(var_y > rounding, var_y - explained, np.nan) * total
-
-
-def _bootstrap_interval(t: Points, rho: Points) -> tuple[float, float] | None:
-    """Return the 95 % interval of p by a moving-block bootstrap of pairs.
-
-    Neighbouring residuals of a training run are alike, and blocks of neighbours keep them together.
-    Each draw strings blocks that start anywhere, cuts them to n points, and fits again.
-    """
-    n = len(t)
-    if n < 2 * BLOCK or np.ptp(rho) == 0:
-        return None
-    generator = np.random.default_rng(0)
-    starts = generator.integers(0, n - BLOCK + 1, size=(DRAWS, math.ceil(n / BLOCK)))
-    drawn = (starts[:, :, None] + np.arange(BLOCK)).reshape(DRAWS, -1)[:, :n]
-    batches = np.array_split(drawn, math.ceil(drawn.size / BATCH_ELEMENTS))
-    powers = np.concatenate([_refit(t, rho, batch) for batch in batches])
-    if np.isnan(powers).all():
-        return None
-    low, high = np.nanpercentile(powers, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _refit(
-    t: Points, rho: Points, drawn: Int[np.ndarray, "draws points"]
-) -> Float[np.ndarray, " draws"]:
-    """Return p of every draw, nan for a draw of equal values: the grid's best, then two parabolas.
-
-    A minimiser called a thousand times would spend its time in Python; the parabola through three
-    residuals moves all draws at once, and two of them, ever narrower, leave an error below 1e-7.
-    """
-    n = len(t)
-    flat = drawn + n * np.arange(len(drawn))[:, None]
-    counts = np.bincount(flat.ravel(), minlength=drawn.size).reshape(-1, n).astype(np.float64)
-    grid = _power_grid()
-    profile = _profile(t, rho, counts, grid)
-    determined = ~np.isnan(profile[:, 0])
-    p = grid[np.where(determined[:, None], profile, 0.0).argmin(axis=1)]
-    for width in (grid[1] - grid[0], 1e-3, 1e-4):
-        left, middle, right = (_draw_residuals(t, rho, counts, p + d) for d in (-width, 0, width))
-        curvature = left - 2 * middle + right
-        shift = (left - right) / np.where(curvature > 0, 2 * curvature, np.inf)
-        p = np.clip(p + width * np.clip(shift, -1, 1), *POWER_BOUNDS)
-    return np.where(determined, p, np.nan)
-
-
-def _draw_residuals(
-    t: Points,
-    rho: Points,
-    counts: Float[np.ndarray, "draws points"],
-    powers: Float[np.ndarray, " draws"],
-) -> Float[np.ndarray, " draws"]:
-    """Return each draw's residual sum of squares at its own power, from centred sums."""
-    h = _shifted_power(t, np.clip(powers, *POWER_BOUNDS)[:, None])
-    h -= np.average(h, weights=counts, axis=1, keepdims=True)
-    y = rho - (counts @ rho / len(t))[:, None]
-    slope = np.sum(counts * h * y, axis=1) / np.sum(counts * h**2, axis=1)
-    return np.sum(counts * (y - slope[:, None] * h) ** 2, axis=1)
-
-
-def _r_squared(residuals: Points, rho: Points) -> float:
-    """Return 1 - RSS/TSS, nan for a constant series."""
+def _curve(
+    law: str, t: Points, rho: Points, p: float | None, interval: tuple[float, float] | None
+) -> Curve:
+    """Return the law at one exponent as least squares has it, with independent errors."""
+    a, b = _line(law, t, rho, p)
+    residuals = rho - _evaluate(a, b, p, t)
     total = float(np.sum((rho - rho.mean()) ** 2))
-    return 1 - float(np.sum(residuals**2)) / total if np.ptp(rho) else math.nan
+    aic = _log_mean_square(residuals, rho) * len(t) + 2 * (k := 4 if law == "power" else 3)
+    return Curve(
+        law=law,
+        a=a,
+        b=b,
+        p=p,
+        interval=interval,
+        p_at_bound=law == "power" and bool(np.isclose(p or 0.0, POWER_BOUNDS, atol=1e-4).any()),
+        r2=1 - float(np.sum(residuals**2)) / total if np.ptp(rho) else math.nan,
+        aic=aic,
+        aicc=aic + _correction(len(t), k),
+        n=len(t),
+    )
 
 
-def _aic(residuals: Points, rho: Points, parameters: int) -> float:
-    """Return n ln(RSS/n) + 2(parameters + 1); the 1 is for the variance of the residuals.
+def _log_mean_square(residuals: Points, rho: Points) -> float:
+    """Return ln(RSS/n), RSS/n no less than what the rounding of the values makes it.
 
-    Residuals below the rounding of the values carry no information, so RSS/n has that floor: among
-    laws that fit exactly the one with fewer parameters wins, and the value stays finite.
+    Among laws that fit exactly the one with fewer parameters then wins, and the value is finite.
     """
     rounding = 64 * np.finfo(np.float64).eps * np.abs(rho).max()
-    mean_square = max(float(np.mean(residuals**2)), rounding**2, np.finfo(np.float64).tiny)
-    return len(rho) * math.log(mean_square) + 2 * (parameters + 1)
+    return math.log(max(float(np.mean(residuals**2)), rounding**2, np.finfo(np.float64).tiny))
 
 
-def _holdout_error(law: str, t: Points, rho: Points) -> float | None:
+def _correction(n: int, k: int) -> float:
+    """Return 2k(k + 1)/(n - k - 1), what AICc adds to AIC for k parameters."""
+    return 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else math.inf
+
+
+def _least_squares(law: str, t: Points, rho: Points) -> Curve:
+    """Return the law fitted as if errors were independent."""
+    if law != "power":
+        return _curve(law, t, rho, EXPONENTS.get(law), None)
+    if np.ptp(rho) == 0:
+        return _curve(law, t, rho, math.nan, None)
+    p, interval = least_squares_power(errors_on("index", t), t, rho)
+    return _curve(law, t, rho, p, interval() if len(t) >= COMPARED_POINTS else None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Series:
+    """A checked series, with what the fits of all laws share."""
+
+    t: Points
+    rho: Points
+    clock: str | None  # None: the likeliest
+
+    @cached_property
+    def errors(self) -> Errors | None:
+        """The errors on the clock asked for, or else on the likeliest under the power law.
+
+        None where φ cannot be told: too few points, or a constant series.
+        """
+        if len(self.t) < COMPARED_POINTS or np.ptp(self.rho) == 0:
+            return None
+        if self.clock is not None:
+            return errors_on(self.clock, self.t)
+        candidates = [errors_on(CLOCKS[0], self.t)]
+        for name in CLOCKS[1:]:
+            errors = errors_on(name, self.t)
+            if not np.allclose(errors.gaps, candidates[0].gaps):  # t is the index on an even grid
+                candidates.append(errors)
+        deviances = [likeliest_power(each, self.t, self.rho)[1] for each in candidates]
+        return candidates[int(np.argmin(deviances))]
+
+    @cached_property
+    def without_first(self) -> _Series | None:
+        """The series without step 0, where it has it and four other points."""
+        if self.t[0] > 0 or len(self.t) <= MINIMUM_POINTS:
+            return None
+        return _Series(self.t[1:], self.rho[1:], self.clock)
+
+    @cached_property
+    def thirds(self) -> list[_Series]:
+        """The thirds of the run without step 0, or none if too short."""
+        rows = [third[self.t[third] > 0] for third in np.array_split(np.arange(len(self.t)), 3)]
+        if min(map(len, rows)) < COMPARED_POINTS or np.ptp(self.rho) == 0:
+            return []
+        return [_Series(self.t[third], self.rho[third], self.clock) for third in rows]
+
+
+def _series(steps: Numbers, values: Numbers, clock: str | None) -> _Series:
+    if clock is not None and clock not in CLOCKS:
+        raise SaturationError(f"There is no clock {clock!r}; the clocks are {', '.join(CLOCKS)}.")
+    return _Series(*_check_series(steps, values), clock)
+
+
+def _fit(law: str, series: _Series) -> Fit:
+    """Return the fit of one law, with its error outside the fitted steps and its parts."""
+    shorter = series.without_first
+    return dataclasses.replace(
+        _estimate(law, series),
+        holdout_error=_holdout_error(law, series),
+        without_first=None if shorter is None else _estimate(law, shorter),
+        thirds=tuple(_estimate(law, third) for third in series.thirds) if law == "power" else (),
+    )
+
+
+def _estimate(law: str, series: _Series) -> Fit:
+    """Return the fit without what is fitted to other points than these."""
+    t, rho, errors = series.t, series.rho, series.errors
+    independent = _least_squares(law, t, rho)
+    more = {"independent": independent, "holdout_error": None, "without_first": None, "thirds": ()}
+    if errors is None:
+        return Fit(**_fields(independent), phi=0.0, clock="index", **more)
+    p, interval, k = independent.p, None, 4
+    if law == "power":
+        p, interval = power_interval(errors, t, rho)
+        k, ordinary = 5, likeliest_power(errors, t, rho, restricted=False)[1]
+    else:
+        ordinary = errors.profile(rho, shape(t, p), restricted=False)[0]
+    aic = ordinary + 2 * k
+    curve = dataclasses.replace(
+        _curve(law, t, rho, p, interval), aic=aic, aicc=aic + _correction(len(t), k)
+    )
+    phi = errors.profile(rho, shape(t, p))[1]
+    return Fit(**_fields(curve), phi=phi, clock=errors.clock, **more)
+
+
+def _fields(curve: Curve) -> dict[str, Any]:
+    return {field.name: getattr(curve, field.name) for field in dataclasses.fields(Curve)}
+
+
+def _holdout_error(law: str, series: _Series) -> float | None:
     """Return the relative root-mean-square error on the last fifth when fitted on the rest."""
+    t, rho = series.t, series.rho
     kept = len(t) - math.ceil(len(t) / 5)
     if kept < MINIMUM_POINTS:
         return None
-    a, b, p = _least_squares(law, t[:kept], rho[:kept])
-    error = rho[kept:] - _evaluate(law, a, b, p, t[kept:])
+    steps, values = t[:kept], rho[:kept]
+    p = EXPONENTS.get(law)
+    if law == "power":
+        if series.errors is None or kept < COMPARED_POINTS or np.ptp(values) == 0:
+            p = _least_squares(law, steps, values).p
+        else:
+            p, _ = likeliest_power(series.errors.first(kept), steps, values, tolerance=1e-9)
+    a, b = _line(law, steps, values, p)
+    error = rho[kept:] - _evaluate(a, b, p, t[kept:])
     scale = float(np.sum(rho[kept:] ** 2))
     return math.sqrt(float(np.sum(error**2)) / scale) if scale else math.nan

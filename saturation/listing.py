@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,29 +145,45 @@ def status_text(run: str, found: Status) -> str:
     return "\n".join(lines)
 
 
-def fits_text(fits: Mapping[str, Fit]) -> str:
-    """Return what `fit` prints: a law a line, the best by AIC marked."""
+def fits_text(fits: Mapping[str, Fit], steps: Sequence[float], values: Sequence[float]) -> str:
+    """Return what `fit` prints: a law a line, the best by AICc marked, and what they say."""
+    import numpy as np
+
     from saturation.growth import best_law, describe
+    from saturation.growth_text import say_laws
 
     best = best_law(fits)
     width = max(len(describe(fit)) for fit in fits.values())
-    head = f"  {'law':<12} {'fit':<{width}}   {'R²':<8} {'AIC':>9}  error on the last fifth"
-    lines = [head]
+    lines = [f"  {'law':<12} {'fit':<{width}}   {'R²':<8} {'AICc':>9}  error on the last fifth"]
     for law, fit in fits.items():
         mark = "*" if fit is best else " "
         holdout = "—" if fit.holdout_error is None else f"{fit.holdout_error:.2%}"
+        aicc = "—" if best is None else f"{fit.aicc:.1f}"
         lines.append(
-            f"{mark} {law:<12} {describe(fit):<{width}}   {fit.r2:<8.5f} {fit.aic:>9.1f}  {holdout}"
+            f"{mark} {law:<12} {describe(fit):<{width}}   {fit.r2:<8.5f} {aicc:>9}  {holdout}"
         )
-    lines.append(f"* lowest AIC of {best.n} points")
-    power = fits["power"]
-    if power.interval is not None:
-        low, high = power.interval
-        lines.append(
-            f"p = {power.p:.3f}, 95 % interval {low:.3f} to {high:.3f} (moving-block bootstrap); "
-            f"without the first point p = {power.p_without_first:.3f}"
-        )
-    return "\n".join(lines)
+    if best is not None:
+        lines.append(f"* lowest AICc of {best.n} points, errors AR(1) in {best.clock}")
+    said = say_laws(fits, np.asarray(steps), np.asarray(values))
+    return "\n".join([*lines, *(textwrap.fill(text, 100) for text in said)])
+
+
+def fits_json(
+    fits: Mapping[str, Fit], steps: Sequence[float], values: Sequence[float]
+) -> dict[str, dict[str, object]]:
+    """Return what `fit --json` prints: every field of every law, and with the power's the local
+    exponents at √(t·t′), measured and of the fitted law.
+    """
+    from saturation.power_law import local_exponents
+
+    at, local = local_exponents(steps, values)
+    found = {law: fit.to_json() for law, fit in fits.items()}
+    found["power"]["local_exponent"] = {
+        "step": at.tolist(),
+        "measured": local.tolist(),
+        "fitted": fits["power"].local_exponent(at).tolist(),
+    }
+    return found
 
 
 def read_csv_series(path: str, x: str, y: str) -> tuple[list[float], list[float]]:

@@ -102,6 +102,10 @@ def _weight_series(
     """Yield every metric of every scope, from the statistics of the arrays in it."""
     steps = np.array(described["steps"], np.int64)
     spacing = np.diff(steps, prepend=steps[0] - 1)  # the first step is compared with nothing
+    previous = np.concatenate([steps[:1], steps[:-1]])
+    log_spacing = np.full(len(steps), np.nan)
+    later = (previous > 0) & (steps > previous)
+    log_spacing[later] = np.log(steps[later] / previous[later])
     names = list(described["arrays"])
     statistics, present = _weight_statistics(folder, described, measure)
     info = array_info(described["arrays"])
@@ -114,11 +118,14 @@ def _weight_series(
         )
         for metric in measure.rates:
             metrics[f"{metric}_per_step"] = metrics[metric] / spacing
+        for metric in measure.log_rates:
+            metrics[metric] = metrics[metric] / log_spacing
         kept = np.all(present[rows], axis=0)
         if measure.compares_steps:
             kept[0] = False
         for metric, values in metrics.items():
-            yield _Series(metric, scope, values, kept)
+            there = kept & later if metric in measure.log_rates else kept
+            yield _Series(metric, scope, values, there)
 
 
 def _weight_statistics(

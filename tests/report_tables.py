@@ -76,6 +76,18 @@ def direction(steps=UNIFORM, seed: int = 0, power: float = 0.6) -> pd.DataFrame:
         }
         for metric, value in values.items():
             tables.append(rows(steps[1:], "direction", metric, scope, value, steps[:-1]))
+        t = np.asarray(steps, float)
+        later = t[:-1] > 0
+        log_t = np.log(t[1:][later] / t[:-1][later])
+        exponent = np.log(after / length)[later] / log_t
+        part = radial[later] / (after**2 - length**2)[later]
+        for metric, value in {
+            "exponent": exponent,
+            "exponent_radial": exponent * part,
+            "exponent_tangential": exponent * (1 - part),
+        }.items():
+            then, now = (np.asarray(steps)[cut][later] for cut in (slice(-1), slice(1, None)))
+            tables.append(rows(now, "direction", metric, scope, value, then))
         to_first = theta[1:] @ theta[0] / (after * length[0])
         first = [steps[0]] * (len(steps) - 1)
         tables.append(rows(steps[1:], "direction", "cosine_to_first", scope, to_first, first))

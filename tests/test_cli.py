@@ -128,10 +128,33 @@ def test_published_series_gives_the_published_fit(call, reference: Path) -> None
     assert fits["sqrt"]["a"] == pytest.approx(5.412, abs=5e-4)
     assert fits["sqrt"]["b"] == pytest.approx(193.55, abs=5e-3)
     assert fits["sqrt"]["r2"] == pytest.approx(0.9986, abs=5e-5)
-    assert fits["power"]["p"] == pytest.approx(0.559, abs=5e-4)
-    assert fits["power"]["r2"] == pytest.approx(0.9997, abs=5e-5)
-    assert fits["power"]["p_without_first"] == pytest.approx(0.543, abs=5e-4)
-    assert fits["power"]["interval"] == pytest.approx([0.53, 0.60], abs=0.01)
+    power = fits["power"]
+    assert power["independent"]["p"] == pytest.approx(0.559, abs=5e-4)
+    assert power["independent"]["r2"] == pytest.approx(0.9997, abs=5e-5)
+    assert power["clock"] == "ln t"
+    assert power["phi_at_bound"] is True
+    assert power["power_is_constant"] is False
+    assert len(power["thirds"]) == 3
+    local = power["local_exponent"]
+    assert local["measured"][0] == pytest.approx(0.386, abs=5e-4)
+    assert len(local["step"]) == len(local["fitted"]) == 102
+    index = json.loads(call("fit", "--csv", file, "--clock", "index", "--json").out)["power"]
+    assert index["without_first"]["p"] == pytest.approx(0.487, abs=5e-4)
+    text = " ".join(call("fit", "--csv", file).out.split())
+    assert "* power" in text
+    assert "The power is not constant: it grows through the run." in text
+    assert "at its bound: they are nearly a random walk" in text
+    assert call("fit", "--csv", file, "--clock", "wall").code == 1
+
+
+def test_fit_of_few_checkpoints_calls_no_law_the_best(call, tmp_path: Path) -> None:
+    file = tmp_path / "few.csv"
+    file.write_text("step,norm\n" + "\n".join(f"{t},{3 * t**0.5 + 2}" for t in range(1, 8)))
+    text = call("fit", "--csv", file).out
+    assert "7 checkpoints are too few to tell growth laws apart" in text
+    assert "*" not in text
+    file.write_text(file.read_text() + f"\n8,{3 * 8**0.5 + 2}")
+    assert "* sqrt" in call("fit", "--csv", file).out
 
 
 @pytest.mark.parametrize(

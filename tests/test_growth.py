@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 import saturation.growth
+from saturation import autoregression
+from saturation.autoregression import CLOCKS, errors_on
 from saturation.errors import SaturationError
 from saturation.growth import (
-    BLOCK,
     LAWS,
-    POWER_BOUNDS,
     best_law,
     describe,
     fit_all,
     fit_growth,
+    ranked,
 )
+from saturation.power_law import POWER_BOUNDS, local_exponents, shape
 
 STEPS = np.arange(0, 5200, 50)
 EXACT = {
@@ -40,19 +43,51 @@ def noisy_root(n: int, seed: int = 3, noise: float = 0.5) -> tuple[np.ndarray, n
     return t, 2 * np.sqrt(t) + 50 + np.random.default_rng(seed).normal(0, noise, n)
 
 
-def test_published_series_of_t5_base(reference: Path):
+@pytest.fixture(scope="module")
+def published(reference: Path) -> tuple[np.ndarray, np.ndarray]:
     t, rho = np.loadtxt(reference / "t5_base_norm.csv", delimiter=",", skiprows=1).T
-    fits = fit_all(t, rho)
+    return t, rho
+
+
+def test_published_series_by_least_squares(published):
+    fits = fit_all(*published)
     root, power = fits["sqrt"], fits["power"]
     assert root.a == pytest.approx(5.412, abs=5e-4)
     assert root.b == pytest.approx(193.55, abs=5e-3)
     assert root.r2 == pytest.approx(0.9986, abs=5e-5)
-    assert power.p == pytest.approx(0.559, abs=5e-4)
-    assert power.r2 == pytest.approx(0.9997, abs=5e-5)
-    assert power.p_without_first == pytest.approx(0.543, abs=5e-4)
-    assert power.interval == pytest.approx((0.53, 0.60), abs=5e-3)
-    assert best_law(fits) is power, "√t is close and not the best law of the published series"
+    assert root.independent == fit_growth(*published, "sqrt", "index").independent
+    alone = power.independent
+    assert alone.p == pytest.approx(0.559, abs=5e-4)
+    assert alone.r2 == pytest.approx(0.9997, abs=5e-5)
+    assert power.without_first.independent.p == pytest.approx(0.543, abs=5e-4)
+    assert root.independent.aic - alone.aic == pytest.approx(155, abs=0.5)
     assert power.n == 104
+
+
+def test_published_series_on_the_index_clock(published):
+    power, root = (fit_growth(*published, law, clock="index") for law in ("power", "sqrt"))
+    assert power.p == pytest.approx(0.68, abs=0.005)
+    assert power.interval == pytest.approx((0.65, 0.71), abs=0.005)
+    assert power.phi_at_bound
+    assert root.aic - power.aic == pytest.approx(115, abs=3)
+    without = power.without_first
+    assert without.p == pytest.approx(0.487, abs=5e-4)
+    assert without.interval == pytest.approx((0.480, 0.4945), abs=1e-3)
+    assert root.without_first.aic - without.aic == pytest.approx(8, abs=3)
+    thirds = [(third.p, *third.interval) for third in power.thirds]
+    expected = [(0.450, 0.441, 0.459), (0.545, 0.534, 0.557), (0.635, 0.615, 0.656)]
+    np.testing.assert_allclose(thirds, expected, atol=1.1e-3)
+    assert power.power_is_constant is False
+
+
+def test_published_series_is_likeliest_on_the_clock_ln_t(published):
+    """On every clock the power grows through the run, and step 0 decides p of the whole."""
+    power = fit_growth(*published)
+    assert (power.clock, power.without_first.clock) == ("ln t", "ln t")
+    assert power.interval == pytest.approx((0.587, 0.624), abs=1e-3)
+    assert power.without_first.interval == pytest.approx((0.528, 0.548), abs=1e-3)
+    assert power.power_is_constant is False
+    assert power.aic < fit_growth(*published, clock="index").aic - 200
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -79,8 +114,7 @@ def test_fixed_laws_agree_with_polyfit(law: str, p: float | None):
     assert (fit.a, fit.b) == pytest.approx((a, b))
     assert fit.p == p
     assert fit.interval is None
-    assert fit.p_without_first is None
-    assert fit.aic == pytest.approx(40 * np.log(residual / 40) + 2 * 3)
+    assert fit.independent.aic == pytest.approx(40 * np.log(residual / 40) + 2 * 3)
     assert fit.r2 == pytest.approx(np.corrcoef(g, rho)[0, 1] ** 2)
     a, b = np.polyfit(g[:32], rho[:32], 1)
     error = rho[32:] - a * g[32:] - b
@@ -88,34 +122,132 @@ def test_fixed_laws_agree_with_polyfit(law: str, p: float | None):
     assert fit.holdout_error == pytest.approx(expected)
 
 
-def test_power_is_the_least_of_a_brute_force_search():
+def test_least_squares_power_is_that_of_a_brute_force_search():
     t, rho = noisy_root(50, noise=4.0)
-    fit = fit_growth(t, rho)
+    fit = fit_growth(t, rho).independent
     grid = np.arange(0.3, 0.8, 1e-4)
-    sums = [np.polyfit(t**p, rho, 1, full=True)[1][0] for p in grid]
+    sums = np.array([np.polyfit(t**p, rho, 1, full=True)[1][0] for p in grid])
     assert fit.p == pytest.approx(grid[np.argmin(sums)], abs=1e-4)
     rss = np.sum((rho - fit.predict(t)) ** 2)
     assert rss <= min(sums) * (1 + 1e-9)
     assert fit.aic == pytest.approx(50 * np.log(rss / 50) + 2 * 4)
+    inside = grid[sums <= rss * (1 + stats.f.ppf(0.95, 1, 47) / 47)]
+    assert fit.interval == pytest.approx((inside[0], inside[-1]), abs=1.1e-4)
 
 
-def test_interval_agrees_with_a_bootstrap_written_out():
-    t, rho = noisy_root(40, noise=2.0)
-    generator = np.random.default_rng(0)
-    starts = generator.integers(0, 31, size=(1000, 4))
-    powers = []
-    grid = np.arange(0.002, 1.5, 2e-3)
-    for row in starts[:30]:
-        drawn = np.concatenate([np.arange(s, s + BLOCK) for s in row])
-        sums = [np.polyfit(t[drawn] ** p, rho[drawn], 1, full=True)[1][0] for p in grid]
-        powers.append(grid[np.argmin(sums)])
-    drawn = (starts[:30, :, None] + np.arange(BLOCK)).reshape(30, -1)
-    ours = saturation.growth._refit(t, rho, drawn)
-    np.testing.assert_allclose(ours, powers, atol=1.1e-3)
+def correlated(t: np.ndarray, reading: np.ndarray, phi: float, seed: int) -> np.ndarray:
+    """Return 2·t^0.4 + 50 with errors of V_ij = φ^|u_i − u_j|, from the dense matrix."""
+    u = reading / np.diff(reading).mean()
+    factor = np.linalg.cholesky(phi ** np.abs(u[:, None] - u))
+    return 2 * t**0.4 + 50 + 0.2 * factor @ np.random.default_rng(seed).normal(size=len(t))
+
+
+def dense_deviance(
+    t: np.ndarray, rho: np.ndarray, reading: np.ndarray, p: float, phi: float, restricted: bool
+) -> float:
+    """Return the deviance with V, its inverse and its determinant written out."""
+    u = reading / np.diff(reading).mean()
+    v = phi ** np.abs(u[:, None] - u)
+    h = (t**p - t[0] ** p) / (t[-1] ** p - t[0] ** p)
+    x = np.stack([np.ones_like(h), h], axis=1)
+    information = x.T @ np.linalg.solve(v, x)
+    residual = rho - x @ np.linalg.solve(information, x.T @ np.linalg.solve(v, rho))
+    square, log_v = residual @ np.linalg.solve(v, residual), np.linalg.slogdet(v)[1]
+    n = len(t)
+    if not restricted:
+        return n * np.log(square / n) + log_v
+    return (n - 2) * np.log(square / (n - 2)) + log_v + np.linalg.slogdet(information)[1]
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.parametrize("phi", [0.0, 0.3, 0.9, 0.999])
+def test_deviances_agree_with_dense_matrices(clock: str, phi: float):
+    t = np.concatenate([[0.0], np.geomspace(5, 4000, 19)])
+    reading = {"index": np.arange(20.0), "t": t, "ln t": np.log(t + 5)}[clock]
+    rho = correlated(t, reading, 0.8, 1)
+    errors = errors_on(clock, t)
+    np.testing.assert_allclose(errors.gaps, np.diff(reading) / np.diff(reading).mean())
+    weights = autoregression._weights(errors.gaps, np.array([phi]))
+    for p in (0.001, 0.4, 3.0):
+        for restricted in (True, False):
+            [[found]] = autoregression._deviances(weights, rho, shape(t, p)[None], restricted)
+            # In the dense form t^0.001 and 1 cancel, and V of φ = 0.999 is near singular.
+            expected = dense_deviance(t, rho, reading, p, phi, restricted)
+            assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_fit_is_the_least_of_a_brute_force_search_over_p_and_phi():
+    t = np.linspace(100, 6000, 60)
+    rho = correlated(t, np.log(t), 0.9, 4)
     fit = fit_growth(t, rho)
-    assert fit.interval is not None
-    assert fit.interval[0] < fit.p < fit.interval[1]
-    assert fit.interval[0] < 0.5 < fit.interval[1]
+    assert fit.clock == "ln t"
+    powers = np.arange(0.2, 0.7, 0.004)
+    phis = 1 - np.geomspace(1, 0.001, 60)
+    table = np.array(
+        [[dense_deviance(t, rho, np.log(t), p, phi, True) for phi in phis] for p in powers]
+    )
+    at, of = np.unravel_index(np.argmin(table), table.shape)
+    assert fit.p == pytest.approx(powers[at], abs=0.004)
+    assert np.log(1 - fit.phi) == pytest.approx(np.log(1 - phis[of]), abs=0.12)
+    inside = powers[table.min(axis=1) <= table.min() + stats.f.ppf(0.95, 1, 56)]
+    assert fit.interval == pytest.approx((inside[0], inside[-1]), abs=0.005)
+    root = fit_growth(t, rho, "sqrt")
+    ordinary = min(dense_deviance(t, rho, np.log(t), 0.5, phi, False) for phi in phis)
+    assert root.aic == pytest.approx(ordinary + 8, abs=0.01)
+    assert root.aicc == pytest.approx(root.aic + 2 * 4 * 5 / (60 - 5))
+    assert root.clock == fit.clock, "one clock for all laws"
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_clock_of_the_errors_is_found(clock: str):
+    t = np.geomspace(10, 1e5, 40) if clock == "t" else np.linspace(100, 20_000, 60)
+    reading = {"index": np.arange(float(len(t))), "t": t, "ln t": np.log(t)}[clock]
+    fits = [fit_growth(t, correlated(t, reading, 0.9, seed)) for seed in range(4)]
+    assert [fit.clock for fit in fits].count(clock) >= 3
+
+
+def test_interval_covers_where_errors_are_a_random_walk_nearly():
+    """25 runs with φ = 0.97: independent errors would cover less than half."""
+    t = np.linspace(100, 20_000, 60)
+    fits = [fit_growth(t, correlated(t, np.arange(60.0), 0.97, seed)) for seed in range(25)]
+    covered = sum(fit.interval[0] <= 0.4 <= fit.interval[1] for fit in fits)
+    naive = sum(f.independent.interval[0] <= 0.4 <= f.independent.interval[1] for f in fits)
+    assert covered >= 21
+    assert naive <= 17
+
+
+def test_power_that_grows_through_the_run_is_told():
+    t = np.arange(0, 6000, 50.0)
+    rho = 40 * np.exp(np.cumsum(np.concatenate([[0], 0.005 + 0.01 * t[1:] / t[-1]])))
+    noise = np.random.default_rng(0).normal(0, 0.01, len(t))
+    fit = fit_growth(t, rho + noise)
+    assert fit.power_is_constant is False
+    assert [third.n for third in fit.thirds] == [39, 40, 40]
+    assert fit_growth(t, 2 * t**0.6 + 40 + noise).power_is_constant is True
+    assert fit_growth(t[1:24], rho[1:24]).power_is_constant is None, "thirds below eight points"
+    assert fit_growth(t, rho, "sqrt").power_is_constant is None
+
+
+def test_without_first_is_given_where_the_run_starts_at_step_0():
+    t, rho = noisy_root(40)
+    whole = fit_growth(t, rho)
+    alone = fit_growth(t[1:], rho[1:])
+    assert whole.without_first.p == alone.p
+    assert whole.without_first.interval == alone.interval
+    assert alone.without_first is None
+    assert fit_growth(t, rho, "log").without_first.aic == fit_growth(t[1:], rho[1:], "log").aic
+
+
+def test_local_exponents():
+    t = [0, 1, 2, 8]
+    at, local = local_exponents(t, [5, 3, 6, 6])
+    np.testing.assert_allclose(at, [2**0.5, 4])
+    np.testing.assert_allclose(local, [1, 0], atol=1e-15)
+    steps = np.arange(1.0, 40)
+    for law, rho in (("power", 2 * steps**0.7 + 3), ("log", 2 * np.log1p(steps) + 3)):
+        fit = fit_growth(steps, rho, law)
+        numeric = np.gradient(np.log(fit.predict(np.exp([0.999, 1, 1.001]))), 0.001)[1]
+        assert fit.local_exponent([np.e])[0] == pytest.approx(numeric, rel=1e-5)
 
 
 @pytest.mark.parametrize(("k", "p"), [(0.5, 0.125), (1.0, 0.5), (1.5, 1.125)])
@@ -148,9 +280,10 @@ def test_constant_series_has_no_exponent():
     power = fits["power"]
     assert np.isnan(power.p)
     assert power.interval is None
+    assert power.thirds == ()
     assert np.isfinite(power.aic)
     np.testing.assert_array_equal(power.predict([0, 10**6]), 3.0)
-    assert best_law(fits).law != "power", "a law with a parameter less fits as well"
+    assert best_law(fits) is None, "every law describes it"
     assert power.to_json()["p"] is None
     assert power.to_json()["r2"] is None
 
@@ -172,15 +305,21 @@ def test_series_constant_but_for_its_end():
     assert fit.interval is not None
 
 
-def test_few_points_give_a_fit_and_no_interval():
+def test_few_points_give_a_fit_and_no_best_law():
     four = fit_growth([0, 100, 200, 300], [5, 6, 6.5, 7])
-    assert (four.interval, four.p_without_first, four.holdout_error) == (None, None, None)
+    assert (four.interval, four.without_first, four.holdout_error) == (None, None, None)
     five = fit_growth([0, 1, 2, 3, 4], [5, 6, 6.5, 7, 7.2])
-    assert five.p_without_first is not None
+    assert (five.phi, five.clock, five.interval) == (0, "index", None)
+    assert five.without_first is not None
     assert five.holdout_error is not None
-    t, rho = noisy_root(2 * BLOCK)
-    assert fit_growth(t, rho).interval is not None
-    assert fit_growth(t[1:], rho[1:]).interval is None
+    t, rho = noisy_root(8)
+    seven, eight = fit_all(t[:7], rho[:7]), fit_all(t, rho)
+    assert best_law(seven) is None
+    assert [fit.law for fit in ranked(seven)] == list(LAWS)
+    assert best_law(eight) is ranked(eight)[0]
+    assert best_law(eight).aicc == min(fit.aicc for fit in eight.values())
+    assert eight["power"].interval is not None
+    assert eight["power"].aicc - eight["power"].aic == pytest.approx(2 * 5 * 6 / 2)
 
 
 @settings(max_examples=25, deadline=None)
@@ -224,6 +363,11 @@ def test_unknown_law_lists_the_laws():
         fit_growth(STEPS, STEPS, "cubic")
 
 
+def test_unknown_clock_lists_the_clocks():
+    with pytest.raises(SaturationError, match="'wall'; the clocks are index, t, ln t"):
+        fit_growth(STEPS, STEPS, clock="wall")
+
+
 def test_predict_refuses_negative_steps():
     with pytest.raises(SaturationError, match="finite and at least 0"):
         fit_growth(STEPS, STEPS, "linear").predict([-1])
@@ -235,7 +379,10 @@ def test_json_holds_every_field():
         read = json.loads(json.dumps(fit.to_json(), allow_nan=False))
         assert read["law"] == law
         assert read["a"] == fit.a
-        assert set(read) == set(fit.__dataclass_fields__)
+        fields = set(fit.__dataclass_fields__) | {"phi_at_bound", "power_is_constant"}
+        assert set(read) == fields
+        assert read["without_first"]["independent"]["law"] == law
+    assert len(fit_growth(t, rho).to_json()["thirds"]) == 3
 
 
 def test_describe_is_an_equation():

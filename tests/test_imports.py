@@ -19,8 +19,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "saturation"
 # Each line may import from itself and from the lines above it, never from one below: the arrows of
 # "Data flows one way". Modules of one line do not import each other, but for packages' own files.
 FLOW = (
-    ("errors",),
-    ("signals", "progress", "scopes", "attention", "linalg", "config", "path_order"),
+    ("errors", "autoregression"),
+    ("signals", "power_law", "progress", "scopes", "attention", "linalg", "config", "path_order"),
     ("limit",),
     ("models",),
     ("checkpoints",),
@@ -33,7 +33,7 @@ FLOW = (
     ("batches",),
     ("parts",),
     ("results", "growth", "stream", "description"),
-    ("plan",),
+    ("plan", "growth_text"),
     ("processes",),
     ("sharding",),
     ("run_weights", "run_groups", "run_activations"),
@@ -45,7 +45,10 @@ FLOW = (
 RANK = {name: rank for rank, names in enumerate(FLOW) for name in names}
 NEVER_JAX = (
     "report",
+    "autoregression",
+    "power_law",
     "growth",
+    "growth_text",
     "results",
     "parts",
     "runfolder",

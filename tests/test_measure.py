@@ -8,17 +8,21 @@ import threading
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 from checkpoint_writers import t5_parameters, write_t5x
 from made_trajectory import canonical, t5_arrays, write_trajectory
+from safetensors.numpy import save_file
 
 import saturation
 from saturation import plan, run, run_weights, stream
 from saturation.checkpoints.base import Parameter
 from saturation.description import bundles
 from saturation.errors import MeasureError, ResultsError, Stopped
+from saturation.measures.base import ArrayInfo
+from saturation.measures.direction import DIRECTION
 from saturation.measures.reduce import tile
 from saturation.parts import status
 from saturation.plan import Shard, assigned
@@ -89,6 +93,8 @@ def test_every_value_agrees_with_float64_numpy(folder: Path, table: pd.DataFrame
                 expected["l2_fan_in"] = np.sqrt(squares)
             if before is not None:
                 expected |= direction_of(vectors[before], theta, vectors[0], step - before)
+                if before > 0:
+                    expected |= exponents_of(vectors[before], theta, step / before)
             found = table[(table.step == step) & (table.scope == scope)].set_index("metric").value
             assert set(found.index) == set(expected), scope
             for metric, wanted in expected.items():
@@ -120,6 +126,77 @@ def direction_of(
         "cosine_to_first": to_first,
         "alignment": along / np.linalg.norm(delta),
     }
+
+
+def exponents_of(theta: np.ndarray, later: np.ndarray, ratio: float) -> dict[str, float]:
+    before, after = theta @ theta, later @ later
+    unit = theta / np.linalg.norm(theta)
+    across = later - theta - ((later - theta) @ unit) * unit
+    tangential = across @ across
+    mean = (after - before) / np.log(after / before)
+    return {
+        "exponent": np.log(after / before) / 2 / np.log(ratio),
+        "exponent_radial": (after - before - tangential) / (2 * mean * np.log(ratio)),
+        "exponent_tangential": tangential / (2 * mean * np.log(ratio)),
+    }
+
+
+def test_exponent_is_the_sum_of_its_parts(table: pd.DataFrame) -> None:
+    direction = table[table.measure == "direction"]
+    rows = direction[direction.metric.str.startswith("exponent")]
+    assert set(rows.step) == {30}, "there is none where t = 0"
+    wide = rows.pivot(index="scope", columns="metric", values="value")
+    assert len(wide) == direction.scope.nunique()
+    parts = wide.exponent_radial + wide.exponent_tangential
+    np.testing.assert_allclose(parts, wide.exponent, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("change", [0.0, 1e-13, -1e-10, 1e-9, 1e-3, -0.5, 30.0])
+def test_exponent_keeps_its_digits_where_the_norm_hardly_changes(change: float) -> None:
+    """N = 4 grows by 4·change, half of it along θ, and the exponent is ln(1 + change)/2."""
+    sums = {
+        "previous_squares": 4.0,
+        "sum_squares": 4 * (1 + change),
+        "first_squares": 4.0,
+        "first_now": 4.0,
+        "previous_delta": 4 * (np.sqrt(1 + change / 2) - 1),
+        "delta_squares": 4 * (np.sqrt(1 + change / 2) - 1) ** 2 + 2 * change,
+    }
+    columns = {name: np.array([[number]]) for name, number in sums.items()}
+    none = np.array([[np.nan]])
+    found = DIRECTION.metrics(columns, ArrayInfo(size=none, rank=none, fan_in=none))
+    whole = np.log1p(change) / 2
+    np.testing.assert_allclose(found["exponent"], whole, rtol=1e-6, atol=1e-15)
+    both = found["exponent_radial"] + found["exponent_tangential"]
+    np.testing.assert_allclose(both, found["exponent"], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_subnormal_numbers_count(tmp_path: Path, dtype: str) -> None:
+    """XLA:CPU takes them as 0; alone, beside zeros, and where only they change."""
+    tiny = np.finfo(np.float32).tiny if dtype != "float16" else np.float32(2**-14)
+    generator = np.random.default_rng(0)
+    some = (generator.integers(1, 100, size=(24, 16)) / 128 * tiny).astype(jnp.dtype(dtype))
+    some[:4] = 0
+    for step, factor in ((1, 1), (2, 2)):
+        arrays = {"w.weight": some * jnp.dtype(dtype).type(factor)}
+        arrays["v.weight"] = np.concatenate([arrays["w.weight"], np.ones_like(some)])
+        (tmp_path / f"t/step_{step}").mkdir(parents=True)
+        save_file(arrays, tmp_path / f"t/step_{step}/model.safetensors")
+    table = measured(tmp_path / "t", tmp_path / "r")
+    exact = some.astype(np.float64)
+    assert 0 < np.abs(exact).max() < tiny
+    for step, factor in ((1, 1), (2, 2)):
+        norm = np.linalg.norm(exact / tiny) * tiny * factor
+        np.testing.assert_allclose(value(table, step, "l2", "w/weight"), norm, rtol=1e-12)
+        assert value(table, step, "max_abs", "w/weight") == exact.max() * factor
+        norm = np.hypot(384**0.5, norm)
+        np.testing.assert_allclose(value(table, step, "l2", "v/weight"), norm, rtol=1e-12)
+    moved = np.linalg.norm(exact / tiny) * tiny
+    np.testing.assert_allclose(value(table, 2, "step_norm", "w/weight"), moved, rtol=1e-7)
+    np.testing.assert_allclose(value(table, 2, "step_norm", "v/weight"), moved, rtol=1e-7)
+    np.testing.assert_allclose(value(table, 2, "alignment", "w/weight"), 1, rtol=1e-7)
+    np.testing.assert_allclose(value(table, 2, "exponent", "w/weight"), 1, rtol=1e-7)
 
 
 def test_one_minus_cosine_keeps_its_digits_where_steps_are_tiny(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def test_every_chart_has_its_place_and_the_tables_numbers(page: Reader):
     assert captions(page) == [
         "‖θ‖₂",
         "% of growth",
+        "d ln ‖θ‖/d ln t",
         "‖θ‖₂",
         "‖θ‖₂ of the layer",
         "‖θ‖₂ of the layer",
@@ -73,6 +75,7 @@ def test_every_chart_has_its_place_and_the_tables_numbers(page: Reader):
         "‖δ‖/(‖θ‖(t′ − t))",
         "cos(δ, θ)",
         "cumulated change of ‖θ‖²",
+        "local exponent",
     ]
 
 
@@ -83,7 +86,7 @@ def test_facts_laws_and_glossary(page: Reader):
     assert "17 in 2 arrays" in text
     assert "jax 0.10.2, device cpu" in text
     power = fit_tables({"r": norms()})["r"]["blocks"]["power"]
-    assert f"{power.p:.3f} ({power.interval[0]:.3f} to {power.interval[1]:.3f})" in text
+    assert f"{power.p:.3f} (95 %: {power.interval[0]:.3f} to {power.interval[1]:.3f})" in text
     assert "checkpoints lie 80 steps apart" in text
     for term in GLOSSARY:
         assert term.metric in text
@@ -115,6 +118,11 @@ def test_missing_measures_and_few_points_are_said():
     few = build({"run": norms((0, 1, 2))})
     assert "3 checkpoints are too few for a growth law" in few.text
     assert "Growth laws" not in few.text
+    seven = build({"run": norms(UNIFORM[:7])})
+    assert "7 checkpoints are too few to tell growth laws apart" in seven.text
+    assert "best by AICc" not in json.dumps(charts_of(seven))
+    eight = json.dumps(charts_of(build({"run": norms(UNIFORM[:8])})))
+    assert "best by AICc" in eight
     assert "constant" not in build({"r": rows(range(30), "norms", "l2", "total", [3.0] * 30)}).text
 
 

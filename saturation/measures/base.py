@@ -75,6 +75,7 @@ class WeightMeasure:
       rates: the metrics that are also given as `<metric>_per_step`, divided by t′ − t.
       version: raised when a metric or statistic of this name changes its meaning. Parts of another
         version are named and left out, so that no table mixes the two.
+      log_rates: the metrics that are given divided by ln(t′/t), and have no value where t = 0.
     """
 
     name: str
@@ -93,6 +94,7 @@ class WeightMeasure:
     against_first: tuple[str, ...] = ()
     rates: tuple[str, ...] = ()
     version: int = 1
+    log_rates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,6 +59,10 @@ def metrics(statistics: Statistics, arrays: ArrayInfo) -> dict[str, np.ndarray]:
     ⟨δ, θ_t⟩/(‖δ‖‖θ_t‖); relative_step = ‖δ‖/‖θ_t‖; and the norm budget
     ‖θ_t′‖² − ‖θ_t‖² = radial + tangential with radial = 2⟨θ_t, δ⟩ + ⟨θ_t, δ⟩²/‖θ_t‖² and
     tangential = ‖δ‖² − ⟨θ_t, δ⟩²/‖θ_t‖².
+
+    Divided by ln(t′/t) where the table is made: exponent = ln(‖θ_t′‖/‖θ_t‖)/ln(t′/t), and its parts
+    exponent_radial = radial/(2Λ ln(t′/t)) and exponent_tangential = tangential/(2Λ ln(t′/t)) with
+    Λ = (N′ − N)/ln(N′/N), N = ‖θ_t‖², N′ = ‖θ_t′‖².
     """
     sums = {name: values.sum(axis=0) for name, values in statistics.items()}
     squares, delta_squares = sums["previous_squares"], sums["delta_squares"]
@@ -66,6 +70,8 @@ def metrics(statistics: Statistics, arrays: ArrayInfo) -> dict[str, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = one_minus_cosine(squares, delta_squares, dot)
         projected = dot**2 / squares
+        radial, tangential = 2 * dot + projected, delta_squares - projected
+        half_log, weight = _log_growth(squares, radial + tangential)
         return {
             "cosine": 1 - distance,
             "cosine_distance": distance,
@@ -75,9 +81,21 @@ def metrics(statistics: Statistics, arrays: ArrayInfo) -> dict[str, np.ndarray]:
             "step_norm": np.sqrt(delta_squares),
             "alignment": dot / np.sqrt(delta_squares * squares),
             "relative_step": np.sqrt(delta_squares / squares),
-            "radial": 2 * dot + projected,
-            "tangential": delta_squares - projected,
+            "radial": radial,
+            "tangential": tangential,
+            "exponent": half_log,
+            "exponent_radial": radial * weight,
+            "exponent_tangential": tangential * weight,
         }
+
+
+def _log_growth(squares: np.ndarray, change: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return ln(N′/N)/2 and 1/(2Λ) from N and N′ − N; Λ is N where N′/N − 1 is below 1e-9."""
+    relative = change / squares
+    half_log = np.log1p(relative) / 2
+    small = np.abs(relative) < 1e-9
+    weight = np.where(small, 1 / (2 * squares), half_log / np.where(small, 1.0, change))
+    return half_log, weight
 
 
 def _norms(
@@ -89,8 +107,8 @@ def _norms(
 
 DIRECTION = WeightMeasure(
     name="direction",
-    definition="cosine, step norm, alignment and norm budget between neighbouring checkpoints",
-    source="Merrill et al. 2021 (arXiv 2010.09697), §3, corrected; norm budget ours",
+    definition="cosine, step, alignment, norm budget and exponent between neighbouring checkpoints",
+    source="Merrill et al. 2021 (arXiv 2010.09697), §3, corrected; norm budget and exponent ours",
     statistics=dict.fromkeys(
         (
             "sum_squares",
@@ -119,4 +137,5 @@ DIRECTION = WeightMeasure(
     compares_steps=True,
     against_first=("cosine_to_first",),
     rates=("step_norm", "relative_step", "radial", "tangential"),
+    log_rates=("exponent", "exponent_radial", "exponent_tangential"),
 )

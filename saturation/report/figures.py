@@ -12,7 +12,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from saturation.report.growth_figure import draw_growth, draw_scopes
 from saturation.report.homogeneity_figure import draw_homogeneity, scales
-from saturation.report.motion_figures import draw_direction, draw_layers, draw_steps
+from saturation.report.motion_figures import draw_direction, draw_layers, draw_steps, has_exponents
 from saturation.report.saturation_figures import COSINES, draw_heads, draw_saturation
 from saturation.report.scan_figures import draw_scan, draw_snap
 from saturation.report.series import Fits, RunTable, run_tables
@@ -138,7 +138,7 @@ def _has(*metrics: str) -> Callable[[RunTable], bool]:
 
 
 PLANS = {
-    "growth": Plan("norms (metric l2)", _has("l2"), _stacked(draw_growth, 6.2)),
+    "growth": Plan("norms (metric l2)", _has("l2"), _stacked(draw_growth, 7.8)),
     "scopes": Plan(
         "norms of more than one part of the model (scopes such as encoder and decoder)",
         lambda run: len(run.scopes("l2")) > 1,
@@ -157,7 +157,10 @@ PLANS = {
     "steps": Plan(
         "direction (metrics step_norm, relative_step, alignment, radial, tangential)",
         _has("step_norm", "relative_step", "alignment", "radial", "tangential"),
-        _stacked(lambda parent, run, fits: draw_steps(parent, run), 7.4),
+        _stacked(
+            lambda parent, run, fits: draw_steps(parent, run),
+            lambda run: 10.6 if has_exponents(run) else 7.4,
+        ),
     ),
     "saturation": Plan(
         "saturation of layers (metrics such as cosine_attention_limit)",

@@ -90,6 +90,24 @@ GLOSSARY = (
         "ours",
     ),
     Term(
+        "exponent",
+        "ln(‖θ_t′‖/‖θ_t‖)/ln(t′/t)",
+        "The power of t by which ‖θ‖ grew between two checkpoints; none where t = 0.",
+        "ours",
+    ),
+    Term(
+        "exponent_radial",
+        "radial/(2Λ ln(t′/t)), Λ = (N′ − N)/ln(N′/N), N = ‖θ_t‖², N′ = ‖θ_t′‖²",
+        "Its part by steps along θ.",
+        "ours",
+    ),
+    Term(
+        "exponent_tangential",
+        "tangential/(2Λ ln(t′/t))",
+        "Its part by steps across θ; the two parts sum to the exponent exactly.",
+        "ours",
+    ),
+    Term(
         "…_per_step",
         "metric/(t′ − t)",
         "The same for one training step, since checkpoints lie unevenly apart.",

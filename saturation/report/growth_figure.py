@@ -12,6 +12,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 
 from saturation.growth import MINIMUM_POINTS, Fit, best_law, describe
+from saturation.growth_text import caution
+from saturation.power_law import local_exponents
 from saturation.report.series import SCOPE_MEANING, Fits, RunTable, Series
 from saturation.report.style import (
     BLACK,
@@ -37,16 +39,20 @@ def draw_growth(parent: Figure | SubFigure, run: RunTable, fits: Fits) -> None:
     laws = fits.get(run.name, {}).get(scope, {})
     shown = choose_laws(laws)
     if shown:
-        upper, lower = parent.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-        _draw_leftovers(lower, series, shown)
+        upper, middle, lower = parent.subplots(3, 1, sharex=True, height_ratios=(3.2, 1, 1))
+        _draw_leftovers(middle, series, shown)
+        _draw_exponents(lower, series, shown)
         step_axis(lower, series.steps)
+        warned = caution(len(series))
+        if warned:
+            _say(upper, warned.replace(": ", ":\n", 1))
     else:
         upper = parent.subplots()
         step_axis(upper, series.steps)
         _say(upper, f"no law fitted: {len(series)} checkpoints, {MINIMUM_POINTS} are needed")
     title(parent, f"How the parameter norm grew through pretraining: {shorten(run.name)}")
     upper.set_title(f"“{scope}”: {SCOPE_MEANING.get(scope, scope)}", color=GREY)
-    _draw_curves(upper, series, shown, best_law(laws).law if laws else "")
+    _draw_curves(upper, series, shown, best_law(laws))
     upper.plot(
         series.steps,
         series.values,
@@ -90,7 +96,10 @@ def choose_laws(laws: Mapping[str, Fit]) -> list[Fit]:
     """Return the fits worth a curve: the free power, √t (the published claim), and the best law."""
     if not laws:
         return []
-    names = dict.fromkeys(["power", "sqrt", best_law(laws).law])
+    best = best_law(laws)
+    names = ["power", "sqrt"]
+    if best is not None and best.law not in names:
+        names.append(best.law)
     return [laws[name] for name in names if name in laws and not math.isnan(laws[name].r2)]
 
 
@@ -100,16 +109,23 @@ def explain(fit: Fit) -> str:
     if fit.interval is not None:
         low, high = fit.interval
         text += f"   (95 %: {low:.2f} to {high:.2f})"
+    if fit.law == "power" and fit.without_first is not None and fit.without_first.p is not None:
+        text += f"; p = {fit.without_first.p:.2f} without step 0"
     return text
 
 
-def _draw_curves(axes: Axes, series: Series, shown: Sequence[Fit], best: str) -> None:
+def _draw_curves(axes: Axes, series: Series, shown: Sequence[Fit], best: Fit | None) -> None:
     """Draw each law between the first and the last step, named by its equation."""
     t = np.linspace(series.steps[0], series.steps[-1], CURVE_POINTS)
     for fit, (colour, line) in zip(shown, _law_styles(shown), strict=True):
         name = LAW_NAMES.get(fit.law, fit.law.replace("_", " "))
-        label = f"{name}: {explain(fit)}" + (", best by AIC" if fit.law == best else "")
+        label = f"{name}: {explain(fit)}" + (", best by AICc" if fit is best else "")
         axes.plot(t, fit.predict(t), color=colour, linestyle=line, label=label)
+        if fit.thirds:
+            powers = ", ".join(f"{third.p:.2f}" for third in fit.thirds)
+            verdict = "may be constant" if fit.power_is_constant else "not constant"
+            label = f"p of thirds of the run: {powers} ({verdict})"
+            axes.plot([], [], linestyle="none", label=label)
 
 
 def _draw_leftovers(axes: Axes, series: Series, shown: Sequence[Fit]) -> None:
@@ -122,6 +138,15 @@ def _draw_leftovers(axes: Axes, series: Series, shown: Sequence[Fit]) -> None:
         )
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_ylabel("measured − fit\n(% of growth)")
+
+
+def _draw_exponents(axes: Axes, series: Series, shown: Sequence[Fit]) -> None:
+    """Draw the exponent between neighbouring checkpoints, beside that of each law."""
+    at, local = local_exponents(series.steps, series.values)
+    axes.plot(at, local, "o", color=DOT_GREY, markersize=4, zorder=1.5)
+    for fit, (colour, line) in zip(shown, _law_styles(shown), strict=True):
+        axes.plot(at, fit.local_exponent(at), color=colour, linestyle=line, lw=1.2)
+    axes.set_ylabel("local exponent\nd ln ‖θ‖/d ln t")
 
 
 def _law_styles(shown: Sequence[Fit]) -> list[tuple[str, object]]:

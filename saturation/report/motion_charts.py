@@ -5,7 +5,7 @@ from __future__ import annotations
 import plotly.graph_objects as go
 
 from saturation.report.chart_style import Panel, Section, add_line, choose_step_axis, empty_chart
-from saturation.report.motion_figures import norm_budget
+from saturation.report.motion_figures import EXPONENT_PARTS, between, norm_budget
 from saturation.report.norm_charts import scope_chart
 from saturation.report.series import RunTable, describe_spacing
 from saturation.report.style import BLACK, BLUE, VERMILION
@@ -40,6 +40,9 @@ def steps_section(run: RunTable) -> Section | None:
     if budget is not None:
         says = f"Norm budget of `{run.scopes('radial')[0]}`."
         panels.append(Panel(budget, "What made ‖θ‖² grow?", says))
+    if run.scopes("exponent"):
+        says = f"ln(‖θ_t′‖/‖θ_t‖)/ln(t′/t) of `{run.scopes('exponent')[0]}` at √(t·t′)."
+        panels.append(Panel(exponent_chart(run), "Local exponent and its parts", says))
     return Section("Steps", _spacing_note(run, "step_norm"), panels) if panels else None
 
 
@@ -57,6 +60,20 @@ def budget_chart(run: RunTable) -> go.Figure | None:
     ):
         add_line(chart, series.steps, values, name, colour, mode="lines+markers", dash=dash)
     choose_step_axis(chart, series.steps)
+    return chart
+
+
+def exponent_chart(run: RunTable) -> go.Figure:
+    """Return the local exponent of the first main scope, and its parts by the norm budget."""
+    chart, scope = empty_chart("local exponent"), run.scopes("exponent")[0]
+    dashes = {"--": "dash", "-.": "dashdot", "-": "solid"}
+    for metric, colour, line, name in EXPONENT_PARTS:
+        series = run.series(metric, scope)
+        if series is None:
+            continue
+        at, dash = between(series), dashes[line]
+        add_line(chart, at, series.values, name, colour, mode="lines+markers", dash=dash)
+        choose_step_axis(chart, series.steps)
     return chart
 
 

@@ -28,6 +28,12 @@ from saturation.report.style import (
 
 BEFORE, AFTER = r"$θ_t$", r"$θ_{t′}$"  # two neighbouring checkpoints, as axes name them
 
+EXPONENT_PARTS = (
+    ("exponent_radial", VERMILION, "--", "radial (along θ)"),
+    ("exponent_tangential", BLUE, "-.", "tangential (across θ)"),
+    ("exponent", BLACK, "-", "both"),
+)
+
 
 def draw_layers(parent: Figure | SubFigure, run: RunTable) -> None:
     """Draw the norm of every layer, a panel for each stack, coloured by depth."""
@@ -84,8 +90,8 @@ def draw_direction(parent: Figure | SubFigure, run: RunTable) -> None:
 
 
 def draw_steps(parent: Figure | SubFigure, run: RunTable) -> None:
-    """Draw the step between checkpoints: its size, its rate, its alignment, and the norm budget."""
-    panels = parent.subplots(2, 2)
+    """Draw the step between checkpoints: size, rate, alignment, norm budget and exponent."""
+    panels = parent.subplots(3 if has_exponents(run) else 2, 2)
     log_spaced = _suptitle(parent, run, "step_norm", "Steps between checkpoints")
     for panel, metric, caption, label in (
         (
@@ -104,7 +110,20 @@ def draw_steps(parent: Figure | SubFigure, run: RunTable) -> None:
     panels[1, 0].axhline(0, color=GREY, linewidth=0.8)
     _draw_relative_rate(panels[0, 1], run, log_spaced)
     _draw_budget(panels[1, 1], run, log_spaced)
+    if has_exponents(run):
+        _draw_exponents(panels[2, 0], run, log_spaced)
+        _draw_exponent_parts(panels[2, 1], run, log_spaced)
     _scope_legend(parent, panels[0, 0])
+
+
+def has_exponents(run: RunTable) -> bool:
+    """Return whether the run has local exponents: two checkpoints after step 0 at least."""
+    return bool(run.scopes("exponent"))
+
+
+def between(series: Series) -> np.ndarray:
+    """Return √(t·t′), where a mean over ln t from t to t′ is drawn."""
+    return np.sqrt(series.previous * series.steps)
 
 
 def relative_rate(series: Series) -> np.ndarray:
@@ -147,6 +166,29 @@ def _draw_budget(axes: Axes, run: RunTable, log_spaced: bool) -> None:
     ):
         axes.plot(series.steps, values, color=colour, linestyle=line, label=label)
     step_axis(axes, series.steps, log_spaced)
+    axes.legend(loc="best")
+
+
+def _draw_exponents(axes: Axes, run: RunTable, log_spaced: bool) -> None:
+    for scope, series in _each_scope(run, "exponent"):
+        at = between(series)
+        axes.plot(at, series.values, "o-", color=_colour(scope), lw=1.3, markersize=3)
+        step_axis(axes, series.steps, log_spaced)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_title("Local exponent of the norm")
+    axes.set_ylabel(f"ln(‖{AFTER}‖/‖{BEFORE}‖) / ln(t′/t)")
+
+
+def _draw_exponent_parts(axes: Axes, run: RunTable, log_spaced: bool) -> None:
+    scope = run.scopes("exponent")[0]
+    for metric, colour, line, label in EXPONENT_PARTS:
+        series = run.series(metric, scope)
+        if series is not None:
+            axes.plot(between(series), series.values, color=colour, linestyle=line, label=label)
+            step_axis(axes, series.steps, log_spaced)
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_title(f"Its parts by the norm budget: “{scope}”")
+    axes.set_ylabel("local exponent")
     axes.legend(loc="best")
 
 

@@ -9,6 +9,8 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from saturation.growth import Fit, best_law
+from saturation.growth_text import exponent, say_laws
+from saturation.power_law import local_exponents
 from saturation.report.chart_style import (
     MOST_NAMED,
     Panel,
@@ -34,7 +36,9 @@ def growth_panels(run: RunTable, fits: Fits) -> Iterator[Panel]:
         chart = rows_chart(run.parts("l2"), "‖θ‖₂")
         yield Panel(chart, "Norm of each part", wide=True)
         return
-    says = f"Scope `{scope}`: {SCOPE_MEANING.get(scope, scope)}."
+    laws = fits.get(run.name, {}).get(scope, {})
+    said = say_laws(laws, series.steps, series.values) if laws else []
+    says = " ".join([f"Scope `{scope}`: {SCOPE_MEANING.get(scope, scope)}.", *said])
     yield Panel(growth_chart(run, fits), "How the norm grew", says, wide=True)
     leftover = leftover_chart(run, fits)
     if leftover is not None:
@@ -42,6 +46,8 @@ def growth_panels(run: RunTable, fits: Fits) -> Iterator[Panel]:
             "Measured − fit. Scatter around 0 is a law that holds, a bend is a law that does not."
         )
         yield Panel(leftover, "What the laws leave over", says, wide=True)
+        says = "ln(ρ′/ρ)/ln(t′/t) at √(t·t′). That of a law varies wherever b ≠ 0."
+        yield Panel(exponent_chart(run, fits), "Local exponent", says, wide=True)
     if len(run.scopes("l2")) > 1:
         chart = scope_chart(run, "l2", "‖θ‖₂", logarithmic=True)
         yield Panel(chart, "Norm of each part", "Logarithmic axis.", wide=True)
@@ -51,7 +57,7 @@ def growth_chart(run: RunTable, fits: Fits) -> go.Figure:
     """Return the norm of the run's first main scope with its fitted laws."""
     scope, series = run.main_series("l2")
     laws = fits.get(run.name, {}).get(scope, {})
-    best = best_law(laws).law if laws else ""
+    best = best_law(laws)
     chart = empty_chart("‖θ‖₂", height=430)
     add_line(chart, series.steps, series.values, "checkpoints", DOT_GREY, mode="markers", size=9)
     t = np.linspace(series.steps[0], series.steps[-1], CURVE_POINTS)
@@ -74,6 +80,20 @@ def leftover_chart(run: RunTable, fits: Fits) -> go.Figure | None:
         leftover = 100 * (series.values - fit.predict(series.steps)) / np.ptp(series.values)
         name = LAW_NAMES.get(fit.law, fit.law)
         add_line(chart, series.steps, leftover, name, colour, mode="lines+markers", dash=dash)
+    return chart
+
+
+def exponent_chart(run: RunTable, fits: Fits) -> go.Figure:
+    """Return the exponent between neighbouring checkpoints, and that of each fitted law."""
+    scope, series = run.main_series("l2")
+    at, local = local_exponents(series.steps, series.values)
+    chart = empty_chart("d ln ‖θ‖/d ln t", height=260)
+    add_line(chart, at, local, "checkpoints", DOT_GREY, mode="markers", size=7)
+    for fit in choose_laws(fits.get(run.name, {}).get(scope, {})):
+        colour, dash = LAW_LINES.get(fit.law, (GREEN, "dashdot"))
+        name = LAW_NAMES.get(fit.law, fit.law)
+        add_line(chart, at, fit.local_exponent(at), name, colour, dash=dash)
+    choose_step_axis(chart, series.steps)
     return chart
 
 
@@ -109,7 +129,7 @@ def scope_chart(run: RunTable, metric: str, label: str, logarithmic: bool = Fals
     return chart
 
 
-def _law_label(fit: Fit, best: str) -> str:
+def _law_label(fit: Fit, best: Fit | None) -> str:
     name = LAW_NAMES.get(fit.law, fit.law.replace("_", " "))
-    exponent = f", p = {fit.p:.3f}" if fit.law == "power" else ""
-    return name + exponent + (" (best by AIC)" if fit.law == best else "")
+    power = f", {exponent(fit)}" if fit.law == "power" else ""
+    return name + power + (" (best by AICc)" if fit is best else "")

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from saturation.growth import BLOCK, MINIMUM_POINTS, Fit, best_law, describe
+from saturation.growth import MINIMUM_POINTS, Fit, best_law, describe, ranked
+from saturation.growth_text import caution, exponent, say_laws
 from saturation.report.saturation_text import GUIDE as SATURATION_GUIDE
 from saturation.report.saturation_text import saturation_table
 from saturation.report.scan_text import GUIDE as SCAN_GUIDE
@@ -86,11 +87,8 @@ def warnings(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> list[str]:
     if len(series) < MINIMUM_POINTS:
         few = "1 checkpoint is" if len(series) == 1 else f"{len(series)} checkpoints are"
         found.append(f"{few} too few for a growth law: {MINIMUM_POINTS} are needed.")
-    elif len(series) < 2 * BLOCK:
-        found.append(
-            f"{len(series)} checkpoints are too few for an interval of the exponent: "
-            f"the bootstrap needs {2 * BLOCK}; take p and the order of the laws as rough."
-        )
+    elif caution(len(series)):
+        found.append(f"{caution(len(series))}")
     for scope in run.scopes("l2"):
         series = run.series("l2", scope)
         if series is not None and series.left_out:
@@ -120,7 +118,8 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
     scope, series = run.main_series("l2")
     lines += [_wrap(_say_measured(run, series)), "", *_norm_table(run), ""]
     if scope in laws:
-        lines += [f"Growth laws of {scope!r}, best by AIC first", *_law_table(laws[scope]), ""]
+        lines += [*_law_table(scope, laws[scope], series), ""]
+    lines += _exponent_lines(run)
     guide = reading_guide(run, laws.get(scope, {}))
     if guide:
         lines += ["How to read growth.png", *(_wrap(s, f"  {n}. ") for n, s in enumerate(guide, 1))]
@@ -190,6 +189,27 @@ def _wrap(text: str, first: str = "") -> str:
     )
 
 
+def _exponent_lines(run: RunTable) -> list[str]:
+    """Return how much of the local exponent steps along and across θ made; nothing without."""
+    if not run.scopes("exponent"):
+        return []
+    scope = run.scopes("exponent")[0]
+    medians = []
+    for metric in ("exponent", "exponent_radial", "exponent_tangential"):
+        series = run.series(metric, scope)
+        if series is None:
+            return []
+        medians.append(float(np.median(series.values)))
+    whole, along, across = medians
+    return [
+        _wrap(
+            f"Between checkpoints ‖θ‖ of {scope!r} grew as t to the power {whole:.3f} (median); "
+            f"steps along θ account for {along:.3f} of it, across θ for {across:.3f} (medians)."
+        ),
+        "",
+    ]
+
+
 def _norm_table(run: RunTable) -> list[str]:
     lines = [f"{'norm ‖θ‖₂ of':<14}{'first':>12}{'last':>12}{'last/first':>12}"]
     for scope in run.scopes("l2"):
@@ -201,55 +221,53 @@ def _norm_table(run: RunTable) -> list[str]:
     return lines
 
 
-def _law_table(laws: Mapping[str, Fit]) -> list[str]:
-    lines = [f"{'law':<13}{'equation':<34}{'R²':>8}{'AIC':>10}  error on the last fifth"]
-    for fit in sorted(laws.values(), key=lambda fit: fit.aic):
+def _law_table(scope: str, laws: Mapping[str, Fit], series: Series) -> list[str]:
+    best = best_law(laws)
+    order = "" if best is None else ", best by AICc first"
+    lines = [
+        f"Growth laws of {scope!r}{order}",
+        f"{'law':<13}{'equation':<34}{'R²':>8}{'AICc':>10}  error on the last fifth",
+    ]
+    for fit in ranked(laws):
         holdout = (
             "-"
             if fit.holdout_error is None or math.isnan(fit.holdout_error)
             else f"{100 * fit.holdout_error:.2f} %"
         )
         r2 = "-" if math.isnan(fit.r2) else f"{fit.r2:.4f}"
-        lines.append(f"{fit.law:<13}{describe(fit):<34}{r2:>8}{fit.aic:>10.1f}  {holdout}")
-    power = laws.get("power")
-    if power is not None and power.p is not None and not math.isnan(power.p):
-        lines.append(_wrap(_say_exponent(power)))
-    return lines
-
-
-def _say_exponent(power: Fit) -> str:
-    """Return the sentence on p: its interval, and how much of it the first point decides."""
-    text = f"Exponent p = {power.p:.3f}"
-    if power.interval is not None:
-        low, high = power.interval
-        text += f", 95 % interval {low:.3f} to {high:.3f} (moving-block bootstrap)"
-    if power.p_without_first is not None and not math.isnan(power.p_without_first):
-        text += f"; {power.p_without_first:.3f} without the first checkpoint"
-    return text + "."
+        aicc = "-" if best is None else f"{fit.aicc:.1f}"
+        lines.append(f"{fit.law:<13}{describe(fit):<34}{r2:>8}{aicc:>10}  {holdout}")
+    return [*lines, *(_wrap(text) for text in say_laws(laws, series.steps, series.values))]
 
 
 def _say_curve(laws: Mapping[str, Fit]) -> str:
     power = laws.get("power")
     if power is None or power.p is None or math.isnan(power.p):
         return "No curve is drawn, because no power of the step could be fitted to these points."
-    where = ""
-    if power.interval is not None:
-        low, high = power.interval
-        inside = "inside" if low <= 0.5 <= high else "outside"
-        where = f" (95 % interval {low:.2f} to {high:.2f}; ½ lies {inside} it)"
+    without = ""
+    if power.without_first is not None:
+        without = f" (without step 0: {exponent(power.without_first)})"
     return (
-        f"The solid line is the best power of the training step t, ρ = a·t^p + b with "
-        f"p = {power.p:.2f}{where}; the dashed one is √t (p = ½), the growth that "
-        "Merrill et al. (2021) report for T5-base, and p = 1 would be a straight line."
+        f"The solid line is a power of the training step t, ρ = a·t^p + b with {exponent(power)}"
+        f"{without}; the dashed one is √t (p = ½), the growth that Merrill et al. (2021) report "
+        "for T5-base, and p = 1 would be a straight line."
     )
 
 
 def _say_leftovers(laws: Mapping[str, Fit]) -> str:
     if not laws:
         return "With more checkpoints a strip below shows what each fitted curve misses."
-    best = best_law(laws)
-    return (
+    text = (
         "The strip below shows what each curve misses, in percent of the whole growth: scatter "
-        "around 0 is a law that holds, a bend is a law that does not; by AIC, which charges for "
-        f"parameters, the best law here is {best.law.replace('_', ' ')}."
+        "around 0 is a law that holds, a bend is a law that does not"
+    )
+    best = best_law(laws)
+    if best is not None:
+        text += (
+            "; by AICc, which charges for parameters and takes errors to resemble their "
+            f"neighbours, the best of these laws is {best.law.replace('_', ' ')}"
+        )
+    return (
+        f"{text}. The lowest strip shows the local exponent ln(ρ′/ρ)/ln(t′/t) between checkpoints, "
+        "beside that of each law, which varies wherever b ≠ 0."
     )
