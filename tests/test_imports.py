@@ -20,7 +20,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "saturation"
 # "Data flows one way". Modules of one line do not import each other, but for packages' own files.
 FLOW = (
     ("errors", "autoregression"),
-    ("signals", "power_law", "progress", "scopes", "attention", "linalg", "config", "path_order"),
+    (
+        "signals",
+        "ties",
+        "power_law",
+        "progress",
+        "scopes",
+        "attention",
+        "linalg",
+        "config",
+        "path_order",
+    ),
     ("limit",),
     ("models",),
     ("checkpoints",),
