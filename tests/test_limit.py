@@ -11,7 +11,7 @@ import pytest
 
 from saturation.attention import tempered_softmax
 from saturation.errors import LimitError
-from saturation.limit import LeakWarning, Limit, saturate, scale_parameters
+from saturation.limit import Limit, saturate, scale_parameters
 from saturation.measures.reduce import enable_x64
 
 RNG = np.random.default_rng(0)
@@ -145,12 +145,15 @@ def test_a_primitive_without_a_rule_is_named() -> None:
         saturate(lambda p, x: p, 0)(W, X)
 
 
-def test_a_finite_mask_is_reported_to_leak() -> None:
+def test_a_finite_mask_is_refused_or_declared() -> None:
     def function(p, x):
         return jax.nn.softmax(jnp.where(MASK, x @ p @ x.T, -1e9), -1)
 
-    with pytest.warns(LeakWarning, match="constant -1e.09 meets a quantity of degree 1"):
+    with pytest.raises(LimitError, match=r"constant -1e.09 meets a quantity of degree 1.*-1e.09\)"):
         saturate(function)(W, X)
+    found = saturate(function, mask_below=-1e9)(W, X)
+    expected = jax.nn.softmax(np.where(MASK, 1e9 * X @ W @ X.T, -np.inf), -1)
+    np.testing.assert_allclose(found.value, expected, atol=1e-9)
 
 
 def test_large_numbers_that_multiply_are_no_masks() -> None:

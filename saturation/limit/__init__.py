@@ -8,8 +8,6 @@ being θ·c, and the leading coefficient of the result is the limit. docs/limits
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,31 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from saturation.errors import LimitError
-from saturation.limit.interpreter import LeakWarning, SeriesInterpreter, constant
+from saturation.limit.interpreter import SeriesInterpreter, constant
+from saturation.limit.masks import MASK_BELOW
+from saturation.limit.parameters import check_parameters
+from saturation.limit.result import Limit, limit_of
 from saturation.limit.series import Plain, Series, Value
+from saturation.limit.tally import TieReport
 
-__all__ = ["LeakWarning", "Limit", "count_ties", "saturate", "scale_parameters"]
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["value", "valid"], meta_fields=["degree"])
-@dataclass(frozen=True)
-class Limit:
-    """The leading behaviour value·c^degree of one output as c → ∞.
-
-    Attributes:
-      degree: the exponent, static.
-      value: the leading coefficient, the output's shape and dtype.
-      valid: bool, the same shape; False where the limit does not exist, mostly because a
-        denominator's leading coefficient vanishes, or where it left the range of its dtype. The
-        value there means nothing.
-    """
-
-    degree: int
-    value: jax.Array
-    valid: jax.Array
+__all__ = ["Limit", "TieReport", "count_ties", "saturate", "scale_parameters", "tie_report"]
 
 
-def saturate(fn: Callable[..., Any], terms: int = 4) -> Callable[..., Any]:
+def saturate(
+    fn: Callable[..., Any], terms: int = 4, mask_below: float | None = MASK_BELOW
+) -> Callable[..., Any]:
     """Return the function that gives the exact parameter limit of `fn`.
 
     Args:
@@ -50,6 +36,8 @@ def saturate(fn: Callable[..., Any], terms: int = 4) -> Callable[..., Any]:
         other leaves, the arguments and what `fn` closes over are not.
       terms: how many powers of c are kept of every intermediate. Ties that outlast them are
         shared; 4 is the least that sees T5's relative bias.
+      mask_below: numbers ≤ this (and ≥ its negative) that do not grow stand for −∞ (and ∞) where
+        they meet what does: finite masks. None: no number is a mask.
 
     Returns:
       A function of the same arguments, which may be jitted and vmapped over data, that returns
@@ -57,7 +45,8 @@ def saturate(fn: Callable[..., Any], terms: int = 4) -> Callable[..., Any]:
 
     Raises:
       LimitError: (from the returned function) a primitive has no rule or no limit in powers of c;
-        or, outside a trace, some output element is not valid.
+        a number of 5000 or more that is no mask, and known when traced, meets what grows; `params`
+        hold what is none; or, outside a trace, some output element is not valid.
 
     Example:
       >>> import jax.numpy as jnp
@@ -67,20 +56,50 @@ def saturate(fn: Callable[..., Any], terms: int = 4) -> Callable[..., Any]:
     """
 
     def limit(params: Any, *args: Any) -> Any:
-        found, _ = _run(fn, terms, params, args)
+        found, _ = _run(fn, SeriesInterpreter(terms, mask_below), params, args)
         _refuse_invalid(found)
         return found
 
     return limit
 
 
-def count_ties(fn: Callable[..., Any], terms: int = 4) -> Callable[..., jax.Array]:
+def count_ties(
+    fn: Callable[..., Any], terms: int = 4, mask_below: float | None = MASK_BELOW
+) -> Callable[..., jax.Array]:
     """Return the function that counts, int32, the ties that outlast the kept terms in `fn`'s limit.
 
     Each maximum (of a softmax, say) counts the elements beyond one that equal it in every kept
     term. True ties (repeated tokens) stay with any number of terms; others go as terms are added.
     """
-    return lambda params, *args: _run(fn, terms, params, args)[1]
+
+    def count(params: Any, *args: Any) -> jax.Array:
+        return _run(fn, SeriesInterpreter(terms, mask_below), params, args)[1].tally.ties
+
+    return count
+
+
+def tie_report(
+    fn: Callable[..., Any], terms: int = 4, mask_below: float | None = MASK_BELOW
+) -> Callable[..., TieReport]:
+    """Return the function that says how clear the ties and signs of `fn`'s limit were.
+
+    A difference ≤ 64·n·eps·B is zero and one ≥ 65536·n·eps·B is not, with B = Σ|a||b| of the
+    product that made the number and n the longest contraction met (`saturation.ties`); what lies
+    between is undecided, and without a limit.
+    """
+
+    def report(params: Any, *args: Any) -> TieReport:
+        _, made = _run(fn, SeriesInterpreter(terms, mask_below, reports=True), params, args)
+        tally = made.tally
+        return TieReport(
+            tally.ties,
+            tally.undecided,
+            tally.largest_tie,
+            tally.smallest_gap,
+            made.ties_reliable,
+        )
+
+    return report
 
 
 def scale_parameters(params: Any, c: float | jax.Array) -> Any:
@@ -96,34 +115,27 @@ def scale_parameters(params: Any, c: float | jax.Array) -> Any:
 
 
 def _run(
-    fn: Callable[..., Any], terms: int, params: Any, args: Sequence[Any]
-) -> tuple[Any, jax.Array]:
+    fn: Callable[..., Any], interpreter: SeriesInterpreter, params: Any, args: Sequence[Any]
+) -> tuple[Any, SeriesInterpreter]:
+    terms, below = interpreter.terms, interpreter.mask_below
     if terms < 1:
         raise LimitError(f"A series needs at least 1 term, not {terms}.")
+    if below is not None and not below < 0:
+        raise LimitError(f"`mask_below` must be negative, such as -1e9, or None; it is {below}.")
+    check_parameters(params)
     closed, shapes = jax.make_jaxpr(fn, return_shape=True)(params, *args)
     grown = [_parameter(jnp.asarray(leaf), terms) for leaf in jax.tree.leaves(params)]
     given = [constant(leaf) for leaf in jax.tree.leaves(args)]
-    interpreter = SeriesInterpreter(terms)
     outputs = interpreter.run(closed, [*grown, *given])
-    limits = [_limit(output) for output in outputs]
-    return jax.tree.unflatten(jax.tree.structure(shapes), limits), interpreter.ties
+    reliable = interpreter.ties_reliable
+    limits = [limit_of(interpreter, output, reliable) for output in outputs]
+    return jax.tree.unflatten(jax.tree.structure(shapes), limits), interpreter
 
 
 def _parameter(leaf: jax.Array, terms: int) -> Value:
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return Plain(leaf)
-    return Series(1, (leaf, *[None] * (terms - 1)))
-
-
-def _limit(output: Value) -> Limit:
-    if isinstance(output, Plain):
-        valid = jnp.ones(output.shape, bool) if output.invalid is None else ~output.invalid
-        return Limit(0, output.array, valid)
-    leading = output.coefficients[0]
-    value = jnp.zeros_like(output.example) if leading is None else leading
-    # What may hold ±∞ has had its NaN marked; elsewhere either is an overflow, or a broken number.
-    valid = jnp.ones(value.shape, bool) if output.infinite else jnp.isfinite(value)
-    return Limit(output.degree, value, valid if output.invalid is None else valid & ~output.invalid)
+    return Series(1, (leaf, *[None] * (terms - 1)), sizes=(None,) * terms)
 
 
 def _refuse_invalid(found: Any) -> None:
@@ -138,6 +150,8 @@ def _refuse_invalid(found: Any) -> None:
             raise LimitError(
                 f"{count} of {np.size(limit.valid)} elements of {name} have no limit: what they "
                 "divide by vanishes in the leading order (a constant row under a layer norm, say), "
-                "or they are ∞ − ∞, log 0 and the like, or out of range. Mask these elements, or "
-                "call it under jax.jit and read `valid`."
+                "or they are ∞ − ∞, log 0 and the like, or out of range; a number of 5000 or more "
+                "that may be a mask met what grows (see `mask_below`); or it is undecided whether "
+                "what decides them is a tie. Mask these elements, or call it under jax.jit and "
+                "read `valid`."
             )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
 
 from saturation.errors import LimitError
+from saturation.limit.equation import Interpreter
 from saturation.limit.series import (
     Coefficient,
     Like,
     Plain,
     Series,
+    Sizes,
     Value,
     align,
     as_series,
@@ -22,24 +25,58 @@ from saturation.limit.series import (
     make,
     masks_of,
     settled,
+    sizes_of,
     vanishes,
 )
+from saturation.limit.sizes import Size, larger, magnitude, thresholds, tracked
 
 Product = Callable[[jax.Array, jax.Array], jax.Array]
 
-# A sum that cancels to this many roundings of its summands is not told from 0. The mean of n equal
-# numbers misses them by up to 5 halves of an eps (XLA on CPUs, n to 16,384), its square by 10.
+# Where sizes are not followed (`sizes.py`), a sum that cancels to this many roundings of its
+# summands is not told from 0. The mean of n equal numbers misses them by up to 5 halves of an eps
+# (XLA on CPUs, n to 16,384), its square by 10.
 CANCELLED = 16
 
 
-def add(x: Value, y: Value, like: Like, terms: int, sign: int = 1) -> Value:
+def add(interpreter: Interpreter, x: Value, y: Value, like: Like, sign: int = 1) -> Value:
     """Return x + y, or x − y with sign −1."""
-    first, second = as_series(x, terms), as_series(y, terms)
+    x, y = interpreter.unmasked(x, y)
+    first, second = (as_series(value, interpreter.terms) for value in (x, y))
     degree, (a, b) = align([first, second])
     total = [_sum(p, q if sign > 0 or q is None else -q, like) for p, q in zip(a, b, strict=True)]
-    noise = _cancelled(a[0], b[0], total[0], first, second)
+
+    def largest(sizes: Sequence[Coefficient], index: int) -> jax.Array:
+        both = a[index] is not None and b[index] is not None  # else nothing is rounded
+        values = [magnitude(c) for c in (a[index], b[index]) if both and c is not None]
+        found = larger(*sizes, *values)
+        assert found is not None
+        return jnp.broadcast_to(found, like.shape)
+
+    sizes = _sum_sizes(first, second, degree, total, (a, b), largest)
+    noise = _cancelled(interpreter, (a[0], b[0], total[0]), sizes, first, second)
     infinite = first.infinite or second.infinite
-    return make(degree, total, like, join_invalid(x, y), infinite, noise)
+    return make(degree, total, like, join_invalid(x, y), infinite, noise, sizes)
+
+
+def _sum_sizes(
+    x: Series,
+    y: Series,
+    degree: int,
+    total: Sequence[Coefficient],
+    parts: Sequence[Sequence[Coefficient]],
+    largest: Callable[[Sequence[Coefficient], int], jax.Array],
+) -> Sizes | None:
+    """B of a sum: its largest term; but what is exact stays so where nothing is added to it."""
+    found = sizes_of([x, y], degree, total, largest)
+    if found is None:
+        return None
+
+    def of_two(index: int) -> Size:
+        return Size(lambda sharp: largest([], index))
+
+    both = [p is not None and q is not None for p, q in zip(*parts, strict=True)]
+    pairs = enumerate(zip(found, both, strict=True))
+    return tuple(of_two(i) if size is None and summed else size for i, (size, summed) in pairs)
 
 
 def _sum(a: Coefficient, b: Coefficient, like: Like) -> Coefficient:
@@ -50,16 +87,25 @@ def _sum(a: Coefficient, b: Coefficient, like: Like) -> Coefficient:
 
 
 def _cancelled(
-    a: Coefficient, b: Coefficient, total: Coefficient, x: Series, y: Series
+    interpreter: Interpreter,
+    leading: Sequence[Coefficient],
+    sizes: Sizes | None,
+    x: Series,
+    y: Series,
 ) -> jax.Array | None:
-    """Where a sum's leading term is not told from 0, given those of its summands x and y."""
+    """Where the leading term of x + y is not told from 0; `leading` has theirs and the sum's."""
+    a, b, total = leading
     if total is None:
         return None
     if a is None or b is None:
         noise = x.noise if b is None else y.noise
         return None if noise is None else jnp.broadcast_to(noise, total.shape)
-    rounding = CANCELLED * jnp.finfo(total.dtype).eps
-    least = rounding * jnp.maximum(jnp.abs(a), jnp.abs(b))
+    size = sizes[0] if sizes else None
+    if size is None:
+        rounding = CANCELLED * jnp.finfo(total.dtype).eps
+        least = rounding * jnp.maximum(jnp.abs(a), jnp.abs(b))
+    else:  # what is undecided is nothing to divide by either
+        least = thresholds(interpreter.longest, total.dtype).apart * size(False)
     noise = (total == 0) | (jnp.abs(total) < least)
     if x.noise is None and y.noise is None:
         return noise
@@ -67,12 +113,19 @@ def _cancelled(
 
 
 def bilinear(
-    x: Value, y: Value, product: Product, like: Like, terms: int, contracts: bool = False
+    x: Value,
+    y: Value,
+    product: Product,
+    like: Like,
+    terms: int,
+    contracts: bool = False,
+    by_norms: Product | None = None,
 ) -> Value:
     """Return a product of two series: its coefficients are the convolution of theirs.
 
     What is spoilt spoils its products, but for those with an exact 0 that leaves it out: a 0 of a
-    constant, or, where the product `contracts`, of any factor (the weight of a masked key).
+    constant, or, where the product `contracts`, of any factor (the weight of a masked key). What
+    `by_norms` makes of two factors is no less than their product of absolute values.
     """
     a, b = as_series(x, terms), as_series(y, terms)
     total: list[Coefficient] = [None] * terms
@@ -87,8 +140,50 @@ def bilinear(
         spares = [contracts or isinstance(value, Plain) for value in (x, y)]
         invalid = _spoilt_products(a, b, spares, product, like, contracts)
     noise = None if contracts else _noisy_factor(a, b, like)
-    result = make(a.degree + b.degree, total, like, invalid, a.infinite or b.infinite, noise)
+    sizes = _product_sizes(a, b, total, product, like, by_norms if contracts else None, contracts)
+    infinite = a.infinite or b.infinite
+    result = make(a.degree + b.degree, total, like, invalid, infinite, noise, sizes)
     return settled(result) if contracts else result
+
+
+def _product_sizes(
+    a: Series,
+    b: Series,
+    total: Sequence[Coefficient],
+    product: Product,
+    like: Like,
+    by_norms: Product | None,
+    contracts: bool,
+) -> Sizes | None:
+    """B of a product's coefficients: Σ|a||b|; of an elementwise one that of its factors, scaled."""
+    if not tracked(like.dtype):
+        return None
+
+    def of(p: tuple[Series, int], q: tuple[Series, int], sharp: bool) -> jax.Array:
+        there, here = p[0].coefficients[p[1]], q[0].coefficients[q[1]]
+        assert there is not None
+        assert here is not None
+        one, other = magnitude(there), magnitude(here)
+        if contracts:
+            cheap = by_norms is not None and not (sharp and p[1] + q[1] == 0)
+            return by_norms(one, other) if by_norms and cheap else product(one, other)
+        wide, wider = (v.weight(k, sharp) for v, k in (p, q))
+        assert wide is not None
+        assert wider is not None
+        return jnp.maximum(product(wide, other), product(one, wider))
+
+    def made(index: int) -> Size:
+        def size(sharp: bool) -> jax.Array:
+            pairs = [
+                of((a, i), (b, index - i), sharp)
+                for i in range(index + 1)
+                if a.coefficients[i] is not None and b.coefficients[index - i] is not None
+            ]
+            return reduce(jnp.add, pairs)
+
+        return Size(size)
+
+    return tuple(None if c is None else made(index) for index, c in enumerate(total))
 
 
 def _spoilt_products(
@@ -125,7 +220,7 @@ def _noisy_factor(a: Series, b: Series, like: Like) -> jax.Array | None:
     return jnp.broadcast_to(either(*masks), like.shape) if masks else None
 
 
-def raised(x: Series, exponent: float, like: Like) -> Value:
+def raised(interpreter: Interpreter, x: Series, exponent: float, like: Like) -> Value:
     """Return x^exponent about its leading coefficient.
 
     b_0 = a_0^p and n a_0 b_n = Σ_{k=1}^{n} (k p − n + k) a_k b_{n−k} (J. C. P. Miller's recurrence;
@@ -161,13 +256,48 @@ def raised(x: Series, exponent: float, like: Like) -> Value:
         b = drop(nothing, b)
         lower = [c != 0 for c in x.coefficients[1:] if c is not None]
         undefined = nothing & either(*lower) if lower else jnp.zeros_like(nothing)
+        size = x.size(0, sharp=False)
+        if size is not None:  # what is undecided is not 0 either
+            tied = thresholds(interpreter.longest, leading.dtype).tied * size
+            undefined = undefined | (nothing & (jnp.abs(leading) > tied))
         noise = nothing
     if not float(exponent).is_integer():
         negative = jnp.isnan(b_0)  # under a root
         b = drop(negative, b)
         undefined = undefined | negative
     invalid = undefined if x.invalid is None else undefined | x.invalid
-    return make(degree, b, like, invalid, x.infinite, noise)
+    return make(degree, b, like, invalid, x.infinite, noise, _power_sizes(x, b, a, exponent))
+
+
+def _power_sizes(
+    x: Series, b: Sequence[Coefficient], a: jax.Array, exponent: float
+) -> Sizes | None:
+    """B of the coefficients b of x^exponent: the same recurrence of sizes; a is x's leading one."""
+    if not tracked(a.dtype):
+        return None
+
+    def first(sharp: bool) -> jax.Array:
+        wide, b_0 = x.weight(0, sharp), b[0]
+        assert wide is not None
+        assert b_0 is not None
+        return magnitude(b_0) * jnp.maximum(wide / jnp.abs(a), 1) * max(abs(exponent), 1.0)
+
+    found: list[Size | None] = [Size(first)]
+
+    def made(n: int) -> Size:
+        def size(sharp: bool) -> jax.Array:
+            pairs = [
+                abs(k * exponent - n + k) * wide * rest(sharp)
+                for k in range(1, n + 1)
+                if (wide := x.weight(k, sharp)) is not None and (rest := found[n - k]) is not None
+            ]
+            return reduce(jnp.add, pairs) / (n * jnp.abs(a))
+
+        return Size(size)
+
+    for n in range(1, x.terms):
+        found.append(None if b[n] is None else made(n))
+    return tuple(found)
 
 
 def _elementary_power(a: jax.Array, exponent: float) -> jax.Array:

@@ -15,7 +15,7 @@ import jax.core
 import jax.numpy as jnp
 
 from saturation.limit.equation import Interpreter, Rule, like
-from saturation.limit.order import less, select
+from saturation.limit.order import compare, select
 from saturation.limit.series import (
     Bound,
     Like,
@@ -27,13 +27,22 @@ from saturation.limit.series import (
 )
 
 
-def maximum(x: Value, y: Value, shaped: Like, terms: int, larger: bool = True) -> Value:
-    """Return max(x, y), or min(x, y); without a limit where either has none."""
+def maximum(
+    interpreter: Interpreter, x: Value, y: Value, shaped: Like, larger: bool = True
+) -> Value:
+    """Return max(x, y), or min(x, y); without a limit where either has none.
+
+    It does not jump: what is undecided is either of the two, to within their difference.
+    """
+    terms = interpreter.terms
+    x, y = interpreter.unmasked(x, y)
     decided = _beside_a_number(x, y, shaped, larger)
     if decided is not None:
         return decided
-    second = Plain(less(x, y, terms) if larger else less(y, x, terms), join_invalid(x, y))
-    found = select(second, (x, y), shaped, terms)
+    pair = (x, y) if larger else (y, x)
+    below = compare(interpreter, *pair, sharp=False, jumps=False).less
+    second = Plain(below, join_invalid(x, y))
+    found = select(interpreter, second, (x, y), shaped)
     lower, higher = sorted((x, y), key=_degree)
     gap = _degree(higher) - _degree(lower)
     if gap == 0 or not isinstance(found, Series) or not isinstance(higher, Series):
@@ -46,7 +55,7 @@ def maximum(x: Value, y: Value, shaped: Like, terms: int, larger: bool = True) -
         rest = None
         if gap >= terms:
             cases = [_up_to(value, base, terms) for value in (x, y)]
-            rest = select(second, cases, shaped, terms)
+            rest = select(interpreter, second, cases, shaped)
         return replace(found, bound=Bound(sign, base, rest))
     # min(max(x, 0), 6) does not grow: what has terms above the bounds' degree is at one of them.
     if gap < terms:
@@ -54,8 +63,8 @@ def maximum(x: Value, y: Value, shaped: Like, terms: int, larger: bool = True) -
         return make(found.degree, kept, found.example, found.invalid)
     assert known.rest is not None
     grown = Plain(higher.nonzero(), higher.invalid)
-    within = maximum(known.rest, lower, shaped, terms, larger)
-    return select(grown, (within, lower), shaped, terms)
+    within = maximum(interpreter, known.rest, lower, shaped, larger)
+    return select(interpreter, grown, (within, lower), shaped)
 
 
 def _beside_a_number(x: Value, y: Value, shaped: Like, larger: bool) -> Value | None:
@@ -92,7 +101,7 @@ def extreme(larger: bool) -> Rule:
 
     def rule(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         x, y = inputs
-        return [maximum(x, y, like(eqn), interpreter.terms, larger)]
+        return [maximum(interpreter, x, y, like(eqn), larger)]
 
     return rule
 
@@ -100,5 +109,5 @@ def extreme(larger: bool) -> Rule:
 def clamp(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """min(max(x, low), high)."""
     low, x, high = inputs
-    raised = maximum(x, low, like(eqn), interpreter.terms)
-    return [maximum(raised, high, like(eqn), interpreter.terms, larger=False)]
+    raised = maximum(interpreter, x, low, like(eqn))
+    return [maximum(interpreter, raised, high, like(eqn), larger=False)]

@@ -1,7 +1,7 @@
 """What does not depend on the parameters runs as it is; here is what is known of it.
 
-A series has to know of a constant whether it may hold ±∞, which outranks every degree, or a mask's
-large number, which does not and leaks; and where it was decided by something without a limit.
+A series has to know of a constant whether it may hold ±∞, which outranks every degree, or a large
+number, which may be a mask's; and where it was decided by something without a limit.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ import numpy as np
 
 from saturation.limit.equation import axes_of, bind
 from saturation.limit.linear import MOVES
-from saturation.limit.order import select
+from saturation.limit.masks import large_numbers, widened
+from saturation.limit.order import select_constant
 from saturation.limit.series import Plain, either
 
-LARGE = 1e6  # a finite constant beyond this is taken for a mask's when it meets a growing quantity
-
-# Primitives that only move values about or scale them: what they make of a large number is one.
+# Primitives that only move values about: what they make of numbers that are known are the same.
 _CARRIES_MASKS = frozenset(
     (
         *("select_n", "broadcast_in_dim", "reshape", "convert_element_type", "squeeze", "copy"),
-        *("transpose", "mul", "add", "sub", "neg", "concatenate", "slice", "pad", "max", "min"),
-        *("gather", "dynamic_slice", "dynamic_update_slice", "scatter", "scatter-add", "rev"),
+        *("transpose", "neg", "concatenate", "slice", "pad", "max", "min", "abs"),
+        *("gather", "dynamic_slice", "dynamic_update_slice", "scatter", "rev", "stop_gradient"),
         *("tile", "stack", "split", "unstack"),
     )
 )
@@ -52,7 +51,7 @@ _REDUCES = frozenset(
 
 
 def constant(x: Any, dtype: Any = None) -> Plain:
-    """Return a constant with what can be seen of it: ±∞, or a mask's large number.
+    """Return a constant with what can be seen of it: ±∞, or large numbers.
 
     Of a traced one nothing can: it may hold ±∞, as a mask that is handed in does.
     """
@@ -64,30 +63,49 @@ def constant(x: Any, dtype: Any = None) -> Plain:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return Plain(array)
     values = np.asarray(array).astype(np.float64)  # as it is held: a narrow dtype rounds to ±∞
-    finite = np.where(np.isfinite(values), values, 0.0)
-    large = float(finite.flat[np.abs(finite).argmax()]) if values.size else 0.0
-    return Plain(
-        array,
-        infinite=bool(np.isinf(values).any()),
-        large=large if abs(large) > LARGE else None,
-    )
+    infinite = bool(np.isinf(values).any())
+    return Plain(array, infinite=infinite, large=large_numbers(values), seen=True)
 
 
 def results(eqn: Any, inputs: Sequence[Plain], outputs: Sequence[jax.Array]) -> list[Plain]:
     """Return the outputs of an equation of constants with what is known of them."""
     name = eqn.primitive.name
     infinite = name in _MAKES_INFINITE or any(value.infinite for value in inputs)
-    large = [value.large for value in inputs if value.large] if name in _CARRIES_MASKS else []
+    moves = name in _CARRIES_MASKS
+    large = tuple(dict.fromkeys(n for value in inputs for n in value.large)) if moves else ()
+    known = moves and all(_is_known(value) for value in inputs)
+    if name == "convert_element_type" and jnp.issubdtype(inputs[0].array.dtype, jnp.floating):
+        outputs = [widened_from(inputs[0].array, output) for output in outputs]
+        top = _top(outputs[0].dtype)
+        overflows = any(abs(number) > top for number in large) or not known
+        infinite = infinite or (top < _top(inputs[0].array.dtype) and overflows)
+        infinite = infinite or inputs[0].array.dtype == jnp.float16
 
     def seen(array: jax.Array) -> Plain:
         if not jnp.issubdtype(array.dtype, jnp.floating):
             return Plain(array)
         if array.size == 1 and not isinstance(array, jax.core.Tracer):
             return constant(array)
-        return Plain(array, infinite=infinite, large=max(large, key=abs, default=None))
+        return Plain(array, infinite=infinite, large=large, seen=known)
 
     masks = _spread(eqn, inputs, outputs)
     return [replace(seen(o), invalid=mask) for o, mask in zip(outputs, masks, strict=True)]
+
+
+def _is_known(value: Plain) -> bool:
+    """Whether it holds no number that is not known; indices and conditions are none."""
+    return value.seen or not jnp.issubdtype(value.array.dtype, jnp.floating)
+
+
+def _top(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).max) if jnp.issubdtype(dtype, jnp.floating) else np.inf
+
+
+def widened_from(before: jax.Array, after: jax.Array) -> jax.Array:
+    """Return what became of an array in another dtype, with float16's ends for ±∞."""
+    if before.dtype != jnp.float16 or not jnp.issubdtype(after.dtype, jnp.floating):
+        return after
+    return widened(before).astype(after.dtype)
 
 
 def _spread(
@@ -99,7 +117,7 @@ def _spread(
         return [None] * len(outputs)
     name = eqn.primitive.name
     if name == "select_n":
-        return [select(inputs[0], inputs[1:], outputs[0], 1).invalid]
+        return [select_constant(inputs[0], inputs[1:], outputs[0]).invalid]
     if name in _ELEMENTWISE:
         return [jnp.broadcast_to(either(*masks), output.shape) for output in outputs]
     if name in MOVES and len(inputs) == 1:

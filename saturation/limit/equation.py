@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,6 +10,7 @@ import jax
 
 from saturation.errors import LimitError
 from saturation.limit.series import Plain, Series, Value
+from saturation.limit.tally import Tally
 
 
 @runtime_checkable
@@ -16,9 +18,16 @@ class Interpreter(Protocol):
     """What a rule may ask of the interpreter that applies it."""
 
     terms: int
+    longest: int
+    tally: Tally
+    reports: bool
 
-    def count_ties(self, count: jax.Array) -> None:
-        """Count elements that were equal in all kept terms where one of them had to be chosen."""
+    def meet(self, length: int) -> None:
+        """Take note of a contraction of this length."""
+        ...
+
+    def unmasked(self, *values: Value, doubts: bool = True) -> list[Value]:
+        """Return values that meet, with ±∞ for what masks in one that does not grow."""
         ...
 
     def run(self, closed: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -41,6 +50,18 @@ def like(eqn: Any, output: int = 0) -> jax.ShapeDtypeStruct:
     """Return shape and dtype of an equation's output."""
     aval = eqn.outvars[output].aval
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def contracted(eqn: Any) -> int:
+    """Return how many products each output of a product of matrices, or a convolution, sums."""
+    sides = [variable.aval.shape for variable in eqn.invars[:2]]
+    if eqn.primitive.name == "dot_general":
+        (axes, _), _ = eqn.params["dimension_numbers"]
+        return math.prod(sides[0][axis] for axis in axes)
+    if eqn.primitive.name == "conv_general_dilated":
+        kernel, outputs = sides[1], eqn.params["dimension_numbers"].rhs_spec[0]
+        return math.prod(kernel) // max(kernel[outputs], 1)
+    return 1
 
 
 def axes_of(eqn: Any) -> tuple[int, ...]:

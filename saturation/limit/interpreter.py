@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -16,17 +15,14 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from saturation.errors import LimitError
 from saturation.limit.constants import constant, results
-from saturation.limit.equation import bind, like, plain
+from saturation.limit.equation import bind, contracted, like, plain
+from saturation.limit.linear import MOVES
+from saturation.limit.masks import MASK_BELOW, unmasked
 from saturation.limit.order import select
 from saturation.limit.rules import RULES
 from saturation.limit.series import Plain, Series, Value, concatenate
-
-# A large number that multiplies is no mask, and does not vanish.
-_SCALES = frozenset(("mul", "div", "dot_general", "conv_general_dilated"))
-
-
-class LeakWarning(UserWarning):
-    """A finite constant that masks at ordinary scale and leaks in the limit."""
+from saturation.limit.sizes import tracked
+from saturation.limit.tally import Tally
 
 
 class SeriesInterpreter:
@@ -34,17 +30,31 @@ class SeriesInterpreter:
 
     Attributes:
       terms: how many coefficients are kept.
-      ties: int32, how many elements were equal in all of them where one had to be chosen.
+      mask_below: numbers up to this, ≤ 0, are masks (`masks.py`); None: none is.
+      reports: whether the sizes of differences are kept in the tally.
+      tally: what was decided.
+      longest: the longest contraction met so far.
+      ties_reliable: whether what depends on the parameters is computed in float64 throughout.
     """
 
-    def __init__(self, terms: int) -> None:
+    def __init__(
+        self, terms: int, mask_below: float | None = MASK_BELOW, reports: bool = False
+    ) -> None:
         self.terms = terms
-        self.ties = jnp.zeros((), jnp.int32)
+        self.mask_below = mask_below
+        self.reports = reports
+        self.tally = Tally.empty()
+        self.longest = 1
+        self.ties_reliable = True
         self._folding = False
 
-    def count_ties(self, count: jax.Array) -> None:
-        """Add to the ties."""
-        self.ties = self.ties + count
+    def meet(self, length: int) -> None:
+        """Take note of a contraction of this length."""
+        self.longest = max(self.longest, length)
+
+    def unmasked(self, *values: Value, doubts: bool = True) -> list[Value]:
+        """Return values that meet, with ±∞ for what masks in one that does not grow."""
+        return unmasked(values, self.mask_below, doubts)
 
     def run(self, closed: ClosedJaxpr, inputs: Sequence[Value]) -> list[Value]:
         """Return the outputs of a jaxpr."""
@@ -84,11 +94,15 @@ class SeriesInterpreter:
                 "depends on the parameters; write it with primitives that have one "
                 "(saturation/limit/rules.py lists them)."
             )
-        if name not in _SCALES:
-            _warn_of_leak(name, inputs)
-        return RULES[name](self, eqn, inputs)
+        outputs = RULES[name](self, eqn, inputs)
+        if name not in MOVES and name != "convert_element_type":
+            made = (each.example.dtype for each in outputs if isinstance(each, Series))
+            self.ties_reliable &= all(tracked(dtype) for dtype in made)
+        return outputs
 
     def _apply_plain(self, eqn: Any, inputs: Sequence[Plain]) -> list[Value]:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            self.meet(contracted(eqn))
         known = not any(isinstance(value.array, jax.core.Tracer) for value in inputs)
         # Numbers stay known: an exponent, which branch, how many turns. Arrays of them need not,
         # and would be constants of the compiled program, each as large as what it meets.
@@ -103,7 +117,9 @@ class SeriesInterpreter:
         """Turn by turn until degrees and absent terms repeat, the rest as one loop."""
         p, backwards = eqn.params, eqn.params["reverse"]
         fixed, carried = _scan_parts(eqn)
-        constants, carry = list(inputs[:fixed]), list(inputs[fixed : fixed + carried])
+        # Taken apart, and so with their sizes made: what a loop's trace makes must not leave it.
+        constants = jax.tree.map(lambda array: array, list(inputs[:fixed]))
+        carry = jax.tree.map(lambda array: array, list(inputs[fixed : fixed + carried]))
         sequences = list(inputs[fixed + carried :])
         turns = list(range(p["length"]))[:: -1 if backwards else 1]
         step = partial(self._turn, p["jaxpr"], constants)
@@ -113,15 +129,15 @@ class SeriesInterpreter:
             now, turns = turns[0], turns[1:]
             here = [jax.tree.map(lambda a, now=now: a[now], one) for one in sequences]
             before = carry
-            (_, carry), outputs = step((self.ties, carry), here)
+            (_, carry), outputs = step((self.tally, carry), here)
             pieces.append([jax.tree.map(lambda a: a[None], one) for one in outputs])
             if settles and len(turns) > 1 and _form(before) == _form(carry):
                 settles = self._keeps_form(step, carry, here)
                 if settles:
                     part = slice(min(turns), max(turns) + 1)
                     rest = [jax.tree.map(lambda a, part=part: a[part], one) for one in sequences]
-                    state = (self.ties, carry)
-                    (self.ties, carry), others = jax.lax.scan(
+                    state = (self.tally, carry)
+                    (self.tally, carry), others = jax.lax.scan(
                         step, state, rest, length=len(turns), reverse=backwards
                     )
                     pieces.append(others)
@@ -135,10 +151,10 @@ class SeriesInterpreter:
     def _turn(
         self, jaxpr: ClosedJaxpr, constants: list[Value], state: Any, here: list[Value]
     ) -> Any:
-        """One turn of a scan, from (ties, carry) to them and what it leaves behind."""
-        self.ties, carry = state
+        """One turn of a scan, from (tally, carry) to them and what it leaves behind."""
+        self.tally, carry = state
         outputs = self.run(jaxpr, [*constants, *carry, *here])
-        return (self.ties, outputs[: len(carry)]), outputs[len(carry) :]
+        return (self.tally, outputs[: len(carry)]), outputs[len(carry) :]
 
     def _keeps_form(self, step: Any, carry: list[Value], here: list[Value]) -> bool:
         """Whether a loop can take a scan's further turns.
@@ -146,10 +162,10 @@ class SeriesInterpreter:
         It does not know the numbers that are known turn by turn, such as which of two branches a
         counter chooses, and so may find other degrees, or no limit at all.
         """
-        ties, forms = self.ties, []
+        tally, forms = self.tally, []
 
         def turn(carry: list[Value], here: list[Value]) -> None:
-            (_, after), _ = step((ties, carry), here)
+            (_, after), _ = step((tally, carry), here)
             forms.append(_form(after))
 
         try:
@@ -157,7 +173,7 @@ class SeriesInterpreter:
         except LimitError:
             return False
         finally:
-            self.ties = ties
+            self.tally = tally
         return forms == [_form(carry)]
 
     def cond(self, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -168,7 +184,7 @@ class SeriesInterpreter:
             return self.run(branches[int(index.array)], operands)
         branches = [self.run(branch, operands) for branch in branches]
         return [
-            select(index, cases, like(eqn, i), self.terms)
+            select(self, index, cases, like(eqn, i))
             for i, cases in enumerate(zip(*branches, strict=True))
         ]
 
@@ -259,16 +275,3 @@ def _shapes(of: Any) -> list[list[tuple[int, ...]]]:
         [getattr(variable.aval, "shape", ()) for variable in side]
         for side in (of.invars, of.outvars)
     ]
-
-
-def _warn_of_leak(name: str, inputs: Sequence[Value]) -> None:
-    degrees = [value.degree for value in inputs if isinstance(value, Series)]
-    large = [value.large for value in inputs if isinstance(value, Plain) and value.large]
-    if large and max(degrees) > 0:
-        worst = max(large, key=abs)
-        warnings.warn(
-            f"The constant {worst:.3g} meets a quantity of degree {max(degrees)} in `{name}`: as a "
-            "mask it vanishes in the limit and leaks. Mask with -inf, or with `where` afterwards.",
-            LeakWarning,
-            stacklevel=2,
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +16,17 @@ from saturation.limit.expansions import written_as
 from saturation.limit.series import (
     Coefficient,
     Plain,
+    Sizes,
     Value,
     align,
     as_series,
     either,
     make,
     settled,
+    sizes_of,
     untold,
 )
+from saturation.limit.sizes import Size, tracked
 
 # Each element of the output is one of the input: these take a mask as it is.
 MOVES = frozenset(("broadcast_in_dim", "reshape", "transpose", "squeeze", "slice", "rev", "tile"))
@@ -38,7 +42,10 @@ def linear(*operands: int) -> Rule:
     def rule(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         chosen = operands or tuple(range(len(inputs)))
         fixed = {i: plain(eqn, v) for i, v in enumerate(inputs) if i not in chosen}
-        moving = [as_series(inputs[i], interpreter.terms) for i in chosen]
+        values = [inputs[i] for i in chosen]
+        if len(values) > 1:
+            values = interpreter.unmasked(*values)
+        moving = [as_series(value, interpreter.terms) for value in values]
         degree, aligned = align(moving)
 
         def apply(parts: Sequence[Coefficient]) -> Coefficient:
@@ -68,10 +75,33 @@ def linear(*operands: int) -> Rule:
             told = where([None if u is None else ~u for u in (untold(m, p[0]) for m, p in pairs)])
             noise = None if told is None else ~told
         infinite = any(m.infinite for m in moving)
-        result = make(degree, coefficients, like(eqn), invalid, infinite, noise)
+        if eqn.primitive.name in _SUMS:
+            interpreter.meet(_summed(eqn))
+
+        def sized(sizes: Sequence[Coefficient], index: int) -> jax.Array:
+            found = apply(sizes)
+            assert found is not None
+            return jnp.abs(found)
+
+        sizes = sizes_of(moving, degree, coefficients, sized)
+        if eqn.primitive.name in _SUMS and tracked(like(eqn).dtype):
+            (x,) = moving
+            sizes = tuple(
+                None if c is None else Size(lambda sharp, i=i: sized([x.weight(i, sharp)], i))
+                for i, c in enumerate(coefficients)
+            )
+        result = make(degree, coefficients, like(eqn), invalid, infinite, noise, sizes)
         return [settled(result) if eqn.primitive.name in _SUMS else result]
 
     return rule
+
+
+def _summed(eqn: Any) -> int:
+    """How many numbers each of a sum's outputs is of, at most."""
+    shape, p = eqn.invars[0].aval.shape, eqn.params
+    if eqn.primitive.name == "reduce_window_sum":
+        return math.prod(p["window_dimensions"])
+    return math.prod(shape[axis] for axis in p["axes"]) if "axes" in p else shape[p["axis"]]
 
 
 def gathering(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -111,11 +141,19 @@ def split(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[V
         parts = apart(None if mask is None else mask.astype(x.example.dtype))
         return [None if part is None else part != 0 for part in parts]
 
+    def sizes(coefficients: Sequence[Coefficient], output: int) -> Sizes | None:
+        def part(sizes: Sequence[Coefficient], index: int) -> jax.Array:
+            found = apart(sizes[0])[output]
+            assert found is not None
+            return found
+
+        return sizes_of([x], x.degree, coefficients, part)
+
     pieces = zip(*(apart(c) for c in x.coefficients), strict=True)
     each = zip(pieces, masks(x.invalid), masks(x.noise), strict=True)
     return [
-        make(x.degree, coefficients, like(eqn, i), invalid, x.infinite, noise)
-        for i, (coefficients, invalid, noise) in enumerate(each)
+        make(x.degree, parts, like(eqn, i), invalid, x.infinite, noise, sizes(parts, i))
+        for i, (parts, invalid, noise) in enumerate(each)
     ]
 
 
@@ -136,4 +174,5 @@ def conversion(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> l
             "what depends on the parameters as real floating-point numbers only."
         )
     parts = [None if c is None else c.astype(target) for c in x.coefficients]
-    return [make(x.degree, parts, like(eqn), x.invalid, x.infinite, x.noise)]
+    sizes = x.sizes if tracked(target) and tracked(x.example.dtype) else None
+    return [make(x.degree, parts, like(eqn), x.invalid, x.infinite, x.noise, sizes)]

@@ -20,7 +20,7 @@ import numpy as np
 from saturation.errors import LimitError
 from saturation.limit import bounds, expansions, order
 from saturation.limit.arithmetic import add, bilinear, raised
-from saturation.limit.equation import Interpreter, Rule, bind, like
+from saturation.limit.equation import Interpreter, Rule, bind, contracted, like
 from saturation.limit.expansions import written_as
 from saturation.limit.linear import conversion, gathering, identity, linear, split
 from saturation.limit.series import (
@@ -31,8 +31,10 @@ from saturation.limit.series import (
     either,
     join_invalid,
     make,
+    sizes_of,
     without,
 )
+from saturation.limit.sizes import by_norms
 from saturation.limit.smooth import analytic
 
 
@@ -41,7 +43,7 @@ def addition(sign: int) -> Rule:
 
     def rule(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         x, y = inputs
-        return [add(x, y, like(eqn), interpreter.terms, sign)]
+        return [add(interpreter, x, y, like(eqn), sign)]
 
     return rule
 
@@ -64,7 +66,11 @@ def _times(interpreter: Interpreter, eqn: Any, x: Value, y: Value) -> Value:
 def contraction(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """A primitive that is linear in each of two inputs: a product of matrices, a convolution."""
     x, y = inputs
-    found = bilinear(x, y, partial(bind, eqn), like(eqn), interpreter.terms, contracts=True)
+    interpreter.meet(contracted(eqn))
+    norms = partial(by_norms, eqn) if eqn.primitive.name == "dot_general" else None
+    found = bilinear(
+        x, y, partial(bind, eqn), like(eqn), interpreter.terms, contracts=True, by_norms=norms
+    )
     if eqn.primitive.name != "dot_general" or not isinstance(found, Series):
         return [found]
     if found.degree < sum(value.degree for value in (x, y) if isinstance(value, Series)):
@@ -91,7 +97,7 @@ def division(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> lis
     """x/y; by a constant on each coefficient, else times the series of 1/y."""
     x, y = inputs
     if isinstance(y, Series):
-        inverse = raised(y, -1.0, y.example)
+        inverse = raised(interpreter, y, -1.0, y.example)
         quotient = as_series(_times(interpreter, eqn, x, inverse), interpreter.terms)
         # Spoilt also where x is exactly 0, which spares a product: here it makes 0/0.
         return [replace(quotient, invalid=join_invalid(quotient, inverse))]
@@ -105,7 +111,9 @@ def division(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> lis
         by_zero = jnp.broadcast_to(y.array == 0, shape)
         parts = [None if c is None else without(by_zero, c) for c in parts]
         invalid = by_zero if invalid is None else by_zero | invalid
-    return [make(numerator.degree, parts, like(eqn), invalid, numerator.infinite, noise)]
+    scaled = lambda sizes, index: jnp.broadcast_to(sizes[0] / jnp.abs(y.array), shape)
+    sizes = sizes_of([numerator], numerator.degree, parts, scaled)
+    return [make(numerator.degree, parts, like(eqn), invalid, numerator.infinite, noise, sizes)]
 
 
 def power(exponent: float | None = None) -> Rule:
@@ -120,7 +128,7 @@ def power(exponent: float | None = None) -> Rule:
 
 def _power(interpreter: Interpreter, eqn: Any, x: Value, exponent: float) -> Value:
     if not float(exponent).is_integer() or exponent < 0:
-        return raised(as_series(x, interpreter.terms), float(exponent), like(eqn))
+        return raised(interpreter, as_series(x, interpreter.terms), float(exponent), like(eqn))
     result: Value = Plain(jnp.ones(like(eqn).shape, like(eqn).dtype))
     for _ in range(int(exponent)):  # needs no division, so a vanishing x spoils nothing
         result = _times(interpreter, eqn, result, x)
@@ -148,7 +156,9 @@ def smooth(
 
     def rule(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         x = as_series(inputs[0], interpreter.terms)
-        return [analytic(x, function, at_infinity, like(eqn), f"`{eqn.primitive.name}`")]
+        return [
+            analytic(interpreter, x, function, at_infinity, like(eqn), f"`{eqn.primitive.name}`")
+        ]
 
     return rule
 

@@ -16,14 +16,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from saturation.limit.sizes import Size, known, larger, magnitude, tracked
+
 Coefficient = jax.Array | None
+Sizes = tuple[Size | None, ...]
 Like = jax.Array | jax.ShapeDtypeStruct  # what gives an output's shape and dtype
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["array", "invalid"],
-    meta_fields=["infinite", "large"],
+    meta_fields=["infinite", "large", "seen"],
 )
 @dataclass(frozen=True)
 class Plain:
@@ -34,13 +37,15 @@ class Plain:
       invalid: bool, of the array's shape, where what decided the element had no limit (a comparison
         with it, say); None for nowhere.
       infinite: whether it may hold ±∞, which outranks every degree.
-      large: the largest finite constant beyond ±1e6 that it may hold, or None: a mask's, probably.
+      large: the finite numbers of 5000 and more that it may hold (`masks.py`), as far as known.
+      seen: whether it is known to hold no others.
     """
 
     array: jax.Array
     invalid: jax.Array | None = None
     infinite: bool = False
-    large: float | None = None
+    large: tuple[float, ...] = ()
+    seen: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,11 +53,7 @@ class Plain:
         return self.array.shape
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["coefficients", "invalid", "noise", "bound"],
-    meta_fields=["degree", "infinite"],
-)
+@jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
 class Series:
     """Σ_k coefficients[k]·c^(degree − k); those that are present have one shape and dtype.
@@ -66,6 +67,8 @@ class Series:
       noise: bool, of the coefficients' shape, where the first coefficient is 0, or is left of a sum
         that cancelled down to rounding: nothing to divide by. None for nowhere.
       bound: what is known of a maximum or minimum with something of a lower degree.
+      sizes: B of each coefficient (`sizes.py`), None where it is exact: a parameter, moved about.
+        None for all where nothing is known of them: each is measured by itself.
     """
 
     degree: int
@@ -74,6 +77,20 @@ class Series:
     infinite: bool = False
     noise: jax.Array | None = None
     bound: Bound | None = None
+    sizes: Sizes | None = None
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Return the arrays, sizes made, and what is static."""
+        sizes = self.sizes and tuple(size and size(True) for size in self.sizes)
+        arrays = self.coefficients, self.invalid, self.noise, self.bound, sizes
+        return arrays, (self.degree, self.infinite)
+
+    @classmethod
+    def tree_unflatten(cls, static: tuple[Any, ...], arrays: tuple[Any, ...]) -> Series:
+        """Return the series of these arrays."""
+        (degree, infinite), (coefficients, invalid, noise, bound, sizes) = static, arrays
+        made = sizes and tuple(None if size is None else known(size) for size in sizes)
+        return cls(degree, coefficients, invalid, infinite, noise, bound, made)
 
     @property
     def terms(self) -> int:
@@ -94,6 +111,25 @@ class Series:
         """Return the coefficient of c^exponent; None where it is absent or was not kept."""
         index = self.degree - exponent
         return self.coefficients[index] if 0 <= index < self.terms else None
+
+    def size(self, index: int, sharp: bool) -> Coefficient:
+        """Return B of a coefficient; None where it is absent, or exact."""
+        if not 0 <= index < self.terms:
+            return None
+        coefficient = self.coefficients[index]
+        if coefficient is None or not tracked(coefficient.dtype):
+            return None
+        if self.sizes is None:
+            return magnitude(coefficient)
+        size = self.sizes[index]
+        return None if size is None else size(sharp)
+
+    def weight(self, index: int, sharp: bool) -> Coefficient:
+        """Return the larger of B and the coefficient itself; None where it is absent."""
+        coefficient = self.coefficients[index]
+        return (
+            None if coefficient is None else larger(magnitude(coefficient), self.size(index, sharp))
+        )
 
     def nonzero(self) -> jax.Array:
         """Return where any kept coefficient is not 0."""
@@ -128,6 +164,7 @@ def make(
     invalid: jax.Array | None = None,
     infinite: bool = False,
     noise: jax.Array | None = None,
+    sizes: Sizes | None = None,
 ) -> Value:
     """Return a series without leading absent terms; a `Plain` 0, shaped like `like`, if all are.
 
@@ -146,7 +183,10 @@ def make(
         undefined, unbounded = jnp.isnan(leading), ~jnp.isfinite(leading)
         kept = [without(undefined, leading), *drop(unbounded, kept[1:])]
         invalid = undefined if invalid is None else invalid | undefined
-    return Series(degree - first, tuple(kept[:terms]), invalid, infinite, None if first else noise)
+    if sizes is not None:
+        sizes = (*sizes[first:], *[None] * first)[:terms]
+    noise = None if first else noise
+    return Series(degree - first, tuple(kept[:terms]), invalid, infinite, noise, None, sizes)
 
 
 def as_series(value: Value, terms: int) -> Series:
@@ -172,6 +212,33 @@ def _from(x: Series, degree: int) -> list[Coefficient]:
     infinite = jnp.isinf(first)
     front = without(~infinite, first)
     return [front, *drop(infinite, moved[1:])]
+
+
+def sizes_of(
+    values: Sequence[Series], degree: int, present: Sequence[Coefficient], combine: Any
+) -> Sizes | None:
+    """Return the sizes of what `combine` makes of the aligned values' sizes.
+
+    `combine(sizes, index)` takes each value's B (None: exact, or absent there) at one power.
+    """
+    if not any(c is not None and tracked(c.dtype) for c in present):
+        return None
+
+    def made(index: int) -> Size:
+        def make_size(sharp: bool) -> jax.Array:
+            return combine([v.size(index - degree + v.degree, sharp) for v in values], index)
+
+        return Size(make_size)
+
+    def exact(value: Series, index: int) -> bool:
+        place = index - degree + value.degree
+        within = 0 <= place < value.terms and value.coefficients[place] is not None
+        return not within or (value.sizes is not None and value.sizes[place] is None)
+
+    return tuple(
+        None if c is None or all(exact(value, index) for value in values) else made(index)
+        for index, c in enumerate(present)
+    )
 
 
 def untold(x: Series, leading: Coefficient) -> Coefficient:
@@ -233,7 +300,15 @@ def concatenate(values: Sequence[Value], terms: int) -> Value:
         untold_parts = (untold(part, a[0]) for part, a in zip(parts, aligned, strict=True))
         pairs = zip(untold_parts, parts, strict=True)
         noise = jnp.concatenate([jnp.ones(v.shape, bool) if u is None else u for u, v in pairs])
-    return make(degree, coefficients, jax.ShapeDtypeStruct(shape, dtype), invalid, infinite, noise)
+
+    def joined(sizes: Sequence[Coefficient], index: int) -> jax.Array:
+        found = join(sizes, dtype)
+        assert found is not None
+        return found
+
+    sizes = sizes_of(parts, degree, coefficients, joined)
+    like = jax.ShapeDtypeStruct(shape, dtype)
+    return make(degree, coefficients, like, invalid, infinite, noise, sizes)
 
 
 def either(*masks: jax.Array) -> jax.Array:

@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from saturation.errors import LimitError
-from saturation.limit.order import equal, less
+from saturation.limit.equation import Interpreter
+from saturation.limit.order import compare, with_undecided
 from saturation.limit.series import Coefficient, Like, Plain, Series, Value, make
 
 Function = Callable[[jax.Array], jax.Array]
 
 
 def analytic(
+    interpreter: Interpreter,
     x: Series,
     function: Function,
     at_infinity: tuple[float, float] | None,
@@ -43,16 +45,19 @@ def analytic(
             "cannot carry it."
         )
     coefficients, singular = _about_base(x, function, like, at_infinity is not None)
-    infinite = x.infinite
+    infinite, invalid = x.infinite, x.invalid
     if x.degree > 0 and at_infinity is not None:
-        coefficients, bounded = _toward_ends(x, coefficients, at_infinity, like)
+        coefficients, bounded, undecided = _toward_ends(
+            interpreter, x, coefficients, at_infinity, like
+        )
         singular = None if singular is None else singular & bounded
         infinite = any(math.isinf(end) for end in at_infinity)
+        invalid = with_undecided(invalid, undecided)
     if singular is None:
-        return make(0, coefficients, like, x.invalid, infinite)
+        return make(0, coefficients, like, invalid, infinite)
     zero = jnp.zeros_like(like)
     coefficients = [None if c is None else jax.lax.select(singular, zero, c) for c in coefficients]
-    invalid = singular if x.invalid is None else singular | x.invalid
+    invalid = with_undecided(invalid, singular)
     return make(0, coefficients, like, invalid, infinite)
 
 
@@ -80,20 +85,32 @@ def _about_base(
 
 
 def _toward_ends(
-    x: Series, about: list[Coefficient], at_infinity: tuple[float, float], like: Like
-) -> tuple[list[Coefficient], jax.Array]:
-    """The values at ±∞ where x grows, `about` elsewhere; and where that is."""
+    interpreter: Interpreter,
+    x: Series,
+    about: list[Coefficient],
+    at_infinity: tuple[float, float],
+    like: Like,
+) -> tuple[list[Coefficient], jax.Array, Coefficient]:
+    """The values at ±∞ where x grows, `about` elsewhere; where that is, and where it is undecided.
+
+    What lies between finite ends is an activation's: of its many signs a few are near 0, and times
+    x, as in a gelu, either end is right to within x. It is counted, and keeps its sign.
+    """
+    steep = any(math.isinf(end) for end in at_infinity)
     growing = [x.power(exponent) for exponent in range(x.degree, 0, -1)]
-    grown = Series(x.degree, tuple([*growing, *[None] * x.terms][: x.terms]), None, x.infinite)
+    kept = tuple([*growing, *[None] * x.terms][: x.terms])
+    grown = Series(x.degree, kept, None, x.infinite, sizes=x.sizes)
     nothing = Plain(jnp.zeros((), like.dtype))
-    bounded = equal(grown, nothing, x.terms)
+    compared = compare(interpreter, grown, nothing, sharp=steep)
+    bounded = compared.equal
     below, above = (jnp.full(like.shape, end, like.dtype) for end in at_infinity)
-    ends = jax.lax.select(less(nothing, grown, x.terms), above, below)
+    ends = jax.lax.select(compared.less, below, above)
     first, *others = about
     assert first is not None
     zero = jnp.zeros_like(like)
     lower = [None if c is None else jax.lax.select(bounded, c, zero) for c in others]
-    return [jax.lax.select(bounded, first, ends), *lower], bounded
+    undecided = compared.undecided if steep else None
+    return [jax.lax.select(bounded, first, ends), *lower], bounded, undecided
 
 
 def _value_at_zero(function: Function, like: Like) -> float:
