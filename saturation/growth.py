@@ -366,8 +366,9 @@ class _Series:
             errors = errors_on(name, self.t)
             if not np.allclose(errors.gaps, candidates[0].gaps):  # t is the index on an even grid
                 candidates.append(errors)
-        deviances = [likeliest_power(each, self.t, self.rho)[1] for each in candidates]
-        return candidates[int(np.argmin(deviances))]
+        deviances = np.array([likeliest_power(each, self.t, self.rho)[1] for each in candidates])
+        # What is as likely but for rounding, as with φ = 0, leaves the first: the index.
+        return candidates[int(np.argmax(deviances < deviances.min() + 1e-3))]
 
     @cached_property
     def without_first(self) -> _Series | None:

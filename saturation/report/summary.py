@@ -246,7 +246,7 @@ def _say_curve(laws: Mapping[str, Fit]) -> str:
         return "No curve is drawn, because no power of the step could be fitted to these points."
     without = ""
     if power.without_first is not None:
-        without = f" (without step 0: {exponent(power.without_first)})"
+        without = f", without step 0 {exponent(power.without_first)}"
     return (
         f"The solid line is a power of the training step t, ρ = a·t^p + b with {exponent(power)}"
         f"{without}; the dashed one is √t (p = ½), the growth that Merrill et al. (2021) report "
