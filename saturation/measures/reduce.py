@@ -134,7 +134,7 @@ def block_statistics(
     rows = {name: row for row, name in enumerate(rules)}
     beside = {name: of for measure in measures for name, of in measure.beside_nonfinite.items()}
     looked_for = [(rows[name], rows[of], by_rows(name)) for name, of in beside.items()]
-    squares = [rows[name] for name in _SQUARES if name in rows]
+    squares = {name: rows[name] for name in _SQUARES if name in rows}
     at = []
     for position in range(3):
         left_out = beside.keys() | derived_at(position, measures, platform)
@@ -148,13 +148,31 @@ def block_statistics(
         for row, of, counted in looked_for:
             if not math.isfinite(found[of, 0]):
                 found[row] = counted(count, now, previous, first)
-        if squares and found[squares].min() < _SUBNORMAL_MATTERS:
+        sums = {name: float(found[row, 0]) for name, row in squares.items()}
+        if _may_miss_subnormals(sums, int(count), now, previous):
             block = _on_host(int(count), now, previous, first)
             if any(map(_holds_subnormal, block)):
                 return _reduced_on_host(measures, rules, block)
         return found
 
     return statistics
+
+
+def _may_miss_subnormals(
+    squares: Mapping[str, float],
+    count: int,
+    now: np.ndarray | jax.Array,
+    previous: np.ndarray | jax.Array,
+) -> bool:
+    """Return whether sums of squares are so small that subnormal numbers could matter.
+
+    That of a change is 0 as it should be where the block did not change.
+    """
+    if squares.get("sum_squares", 1.0) < _SUBNORMAL_MATTERS:
+        return True
+    if now is previous or squares.get("delta_squares", 1.0) >= _SUBNORMAL_MATTERS:
+        return False
+    return not np.array_equal(np.asarray(now)[:count], np.asarray(previous)[:count])
 
 
 def _on_host(count: int, *buffers: np.ndarray | jax.Array) -> tuple[np.ndarray, ...]:
