@@ -46,8 +46,10 @@ def add(interpreter: Interpreter, x: Value, y: Value, like: Like, sign: int = 1)
     total = [_sum(p, q if sign > 0 or q is None else -q, like) for p, q in zip(a, b, strict=True)]
 
     def largest(sizes: Sequence[Coefficient], index: int) -> jax.Array:
-        both = a[index] is not None and b[index] is not None  # else nothing is rounded
-        values = [magnitude(c) for c in (a[index], b[index]) if both and c is not None]
+        terms = zip((a[index], b[index]), sizes, strict=True)
+        # Nothing is rounded where nothing is added: what is exact stays so.
+        both = a[index] is not None and b[index] is not None
+        values = [magnitude(c) for c, size in terms if both and c is not None and size is None]
         found = larger(*sizes, *values)
         assert found is not None
         return jnp.broadcast_to(found, like.shape)
@@ -72,7 +74,7 @@ def _sum_sizes(
         return None
 
     def of_two(index: int) -> Size:
-        return Size(lambda sharp: largest([], index))
+        return Size(lambda sharp: largest([None, None], index))
 
     both = [p is not None and q is not None for p, q in zip(*parts, strict=True)]
     pairs = enumerate(zip(found, both, strict=True))

@@ -88,8 +88,32 @@ def results(eqn: Any, inputs: Sequence[Plain], outputs: Sequence[jax.Array]) -> 
             return constant(array)
         return Plain(array, infinite=infinite, large=large, seen=known)
 
+    truth = _truth(name, inputs)
+    if truth is not None and outputs[0].dtype == bool:
+        return [Plain(output, truth=truth) for output in outputs]
     masks = _spread(eqn, inputs, outputs)
     return [replace(seen(o), invalid=mask) for o, mask in zip(outputs, masks, strict=True)]
+
+
+def _truth(name: str, inputs: Sequence[Plain]) -> bool | None:
+    """What a condition made of conditions is everywhere, if that is known."""
+    truths = [truth_of(value) for value in inputs]
+    if name == "and" and False in truths:
+        return False
+    if name == "or" and True in truths:
+        return True
+    if name in MOVES and len(truths) == 1:
+        return truths[0]
+    return None
+
+
+def truth_of(value: Plain) -> bool | None:
+    """What a condition is everywhere, if that is known."""
+    if value.truth is not None or value.array.dtype != bool or value.invalid is not None:
+        return value.truth
+    if isinstance(value.array, jax.core.Tracer) or value.array.size != 1:
+        return None
+    return bool(value.array.item())
 
 
 def _is_known(value: Plain) -> bool:

@@ -99,6 +99,10 @@ def select(interpreter: Interpreter, which: Plain, cases: Sequence[Value], shape
     if len(constants) == len(cases):
         return select_constant(which, constants, shaped)
     cases = interpreter.unmasked(*cases)
+    if which.truth is not None:
+        case = cases[int(which.truth)]
+        if case.shape == shaped.shape:
+            return case
     pick, invalid = _picker(which, shaped), _unselected(which, cases, shaped)
     all_series = [as_series(case, interpreter.terms) for case in cases]
     degree, aligned = align(all_series)

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from saturation.limit.sizes import Size, known, larger, magnitude, tracked
+from saturation.limit.sizes import Size, known, magnitude, tracked
 
 Coefficient = jax.Array | None
 Sizes = tuple[Size | None, ...]
@@ -26,7 +26,7 @@ Like = jax.Array | jax.ShapeDtypeStruct  # what gives an output's shape and dtyp
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["array", "invalid"],
-    meta_fields=["infinite", "large", "seen"],
+    meta_fields=["infinite", "large", "seen", "truth"],
 )
 @dataclass(frozen=True)
 class Plain:
@@ -39,6 +39,7 @@ class Plain:
       infinite: whether it may hold ±∞, which outranks every degree.
       large: the finite numbers of 5000 and more that it may hold (`masks.py`), as far as known.
       seen: whether it is known to hold no others.
+      truth: what it is everywhere, where it is a condition and that is known.
     """
 
     array: jax.Array
@@ -46,6 +47,7 @@ class Plain:
     infinite: bool = False
     large: tuple[float, ...] = ()
     seen: bool = False
+    truth: bool | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -120,16 +122,25 @@ class Series:
         if coefficient is None or not tracked(coefficient.dtype):
             return None
         if self.sizes is None:
-            return magnitude(coefficient)
+            return self.magnitude(index)
         size = self.sizes[index]
         return None if size is None else size(sharp)
 
     def weight(self, index: int, sharp: bool) -> Coefficient:
-        """Return the larger of B and the coefficient itself; None where it is absent."""
+        """Return B of a coefficient, or its own size where it is exact; None where it is absent."""
         coefficient = self.coefficients[index]
-        return (
-            None if coefficient is None else larger(magnitude(coefficient), self.size(index, sharp))
-        )
+        if coefficient is None:
+            return None
+        size = self.size(index, sharp)
+        return self.magnitude(index) if size is None else size
+
+    def magnitude(self, index: int) -> jax.Array:
+        """Return |x| of a coefficient that is there, 0 where that is not finite."""
+        coefficient = self.coefficients[index]
+        assert coefficient is not None
+        if index or not self.infinite:  # lower terms of ±∞ are dropped
+            return jnp.abs(coefficient)
+        return magnitude(coefficient)
 
     def nonzero(self) -> jax.Array:
         """Return where any kept coefficient is not 0."""

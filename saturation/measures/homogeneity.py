@@ -34,13 +34,15 @@ class Homogeneity:
       scales: c, (scales,).
       cosine: cos(f(x; cθ), sf(x)) of each vector, (scales, *batch); NaN where sf does not exist.
       local_degree: d ln‖f(x; cθ)‖/d ln c of each vector, (scales, *batch).
-      degree: the degree of sf, which local_degree tends to where sf is not 0.
+      degree: the degree of sf, no vector's order is above it.
+      order: int32, (*batch): that of each vector's own limit, which its local_degree tends to.
     """
 
     scales: Array
     cosine: Array
     local_degree: Array
     degree: int
+    order: Array
 
 
 def homogeneity(
@@ -78,14 +80,15 @@ def homogeneity(
         values, slopes = along_scale(lambda p: fn(p, *args), params, scale)
         degrees = jax.tree.map(local_degree, values, slopes)
         return jax.tree.map(
-            lambda value, limit: cosine(value, limit.value), values, limits
+            lambda value, limit: cosine(value, limit.leading()[1]), values, limits
         ), degrees
 
     cosines, degrees = jax.jit(lambda grid: jax.lax.map(at, grid))(grid)
 
     def curve(limit: Limit, cosines: Array, degrees: Array) -> Homogeneity:
         exists = limit.valid.all(axis=-1)
-        return Homogeneity(grid, jnp.where(exists, cosines, jnp.nan), degrees, limit.degree)
+        shown = jnp.where(exists, cosines, jnp.nan)
+        return Homogeneity(grid, shown, degrees, limit.degree, limit.leading()[0])
 
     is_limit = lambda leaf: isinstance(leaf, Limit)
     return jax.tree.map(curve, limits, cosines, degrees, is_leaf=is_limit)
@@ -166,7 +169,7 @@ def _layer_sums(vectors: Sequence[tuple[Array, Array, Limit]], valid: Array) -> 
     import jax.numpy as jnp
 
     exists = jnp.stack([valid & limit.valid.all(axis=-1) for *_, limit in vectors])
-    cosines = jnp.stack([cosine(value, limit.value) for value, _, limit in vectors])
+    cosines = jnp.stack([cosine(value, limit.leading()[1]) for value, _, limit in vectors])
     degrees = jnp.stack([local_degree(value, slope) for value, slope, _ in vectors])
     sums = sums_over_sequences("cosine_to_limit", cosines, exists)
     return sums | sums_over_sequences("local_degree", degrees, valid)
@@ -189,6 +192,7 @@ HOMOGENEITY = ActivationMeasure(
     name="homogeneity",
     definition="cos(f(x; cθ), sf(x)) and d ln‖f(x; cθ)‖/d ln c of each layer, for c = 1 … 1000",
     source="Merrill et al. 2021 (arXiv 2010.09697), §4; local degree ours",
+    version=2,  # ties are decided by the rule of `saturation.ties`, rows have orders of their own
     statistics=STATISTICS,
     observe=observe,
     metrics=metrics,

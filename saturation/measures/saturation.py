@@ -68,7 +68,8 @@ def _compared(forwards: Forwards, limit: str, scope: str) -> tuple[Array, Array]
         return forwards.attention_limit[scope], valid
     if limit == "parameter":
         found = forwards.parameter_limit[scope]
-        return found.value, valid & found.valid.all(axis=-1)
+        _, leading = found.leading()  # of a row whose leading terms cancel, what is left
+        return leading, valid & found.valid.all(axis=-1)
     return forwards.scaled[scope], valid & forwards.scaled_in_range[scope]
 
 
@@ -151,6 +152,7 @@ SATURATION = ActivationMeasure(
     definition="cosine of each layer to its attention limit, its parameter limit and f(x; cθ), and "
     "total variation of each head's weights to those at τ = 0",
     source="Merrill et al. 2021 (arXiv 2010.09697), §4; attention limit and total variation ours",
+    version=2,  # ties are decided by the rule of `saturation.ties`, rows have orders of their own
     statistics=STATISTICS,
     observe=observe,
     metrics=metrics,
