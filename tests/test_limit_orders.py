@@ -32,6 +32,12 @@ CANCELS: dict[str, tuple[Callable, np.ndarray, list, list]] = {
         [1.5, 2, 0.3],
     ),
     "cumprod": (jnp.cumprod, np.array([2.0, 3.0, 5.0]), [1, 2, 3], [2, 6, 30]),
+    "cumprod of six": (
+        jnp.cumprod,
+        np.array([2.0, 3.0, 5.0, 7.0, 1.0, 2.0]),
+        [2, 2, 3, 4, 5, 6],  # of four terms the first two elements are below all
+        [0, 0, 30, 210, 210, 420],
+    ),
     "a sum that cancels in one element": (
         lambda y: y[0] * jnp.array([1.0, 1.0, 2.0]) - y[1] * jnp.array([1.0, 0.5, 1.0]) + y[2],
         np.array([1.0, 1.0, 3.0]),

@@ -18,6 +18,8 @@ import numpy as np
 from saturation.limit.equation import Interpreter, Rule, like
 from saturation.limit.series import Value
 
+MOST_FACTORS = 64  # of a running product that is written out
+
 Combine = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -46,6 +48,20 @@ def cumulative(combine: Combine) -> Callable[..., jax.Array]:
         return jax.lax.associative_scan(combine, x, reverse=reverse, axis=axis)
 
     return function
+
+
+def running_product(params: dict[str, Any], x: jax.Array) -> jax.Array:
+    """cumprod: factor by factor, so that the i-th product has i factors' degree and no more.
+
+    In a tree the paddings of a long one would have the degree of neither.
+    """
+    axis = params["axis"]
+    if x.shape[axis] > MOST_FACTORS:
+        return cumulative(jnp.multiply)(params, x)
+    factors = jnp.split(x, x.shape[axis], axis) if x.shape[axis] else []
+    products = list(itertools.accumulate(reversed(factors) if params["reverse"] else factors, mul))
+    ordered = products[::-1] if params["reverse"] else products
+    return jnp.concatenate(ordered, axis) if ordered else x
 
 
 def product(params: dict[str, Any], x: jax.Array) -> jax.Array:

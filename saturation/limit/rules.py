@@ -236,7 +236,7 @@ RULES: dict[str, Rule] = {
     "top_k": written_as(expansions.largest),
     "cummax": written_as(expansions.cumulative(jnp.maximum)),
     "cummin": written_as(expansions.cumulative(jnp.minimum)),
-    "cumprod": written_as(expansions.cumulative(jnp.multiply)),
+    "cumprod": written_as(expansions.running_product),
     "cumlogsumexp": written_as(expansions.cumulative(jnp.logaddexp)),
     "reduce_prod": written_as(expansions.product),
     "reduce_window_max": written_as(expansions.window_extreme(jnp.maximum, -np.inf)),
