@@ -117,6 +117,15 @@ def measure_trajectory(
     terms: Annotated[
         int, typer.Option("--terms", min=1, help="Terms of the series of the parameter limit.")
     ] = 4,
+    joint_sequences: Annotated[
+        int | None,
+        typer.Option(
+            "--joint-sequences",
+            min=0,
+            help="Of how many `smoothing` iterates each layer's own operator 400 times; by default "
+            "as many as cost little, none of a T5-small or larger.",
+        ),
+    ] = None,
     limits: Annotated[
         str,
         typer.Option(
@@ -188,6 +197,7 @@ def measure_trajectory(
         batch_size=batch_size,
         scale=scale,
         terms=terms,
+        joint_sequences=joint_sequences,
         fast=fast,
         mesh=None if mesh is None else parse_mesh(mesh),
     )

@@ -209,6 +209,8 @@ class ActivationsConfig(Section):
         batch_size: sequences in one forward pass.
         scale: the finite c of f(x; cθ).
         terms: terms of the series of the parameter limit.
+        joint_sequences: of how many `smoothing` iterates each layer's own operator; by default
+            as many as cost little, none of a T5-small or larger.
         fast: allow the device's default precision of matrix products.
         mesh: devices that share the sequences of a batch (data) and the parameters (model).
     """
@@ -223,6 +225,7 @@ class ActivationsConfig(Section):
     batch_size: Count = 8
     scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1000.0
     terms: Count = 4
+    joint_sequences: Annotated[int, Field(ge=0)] | None = None
     fast: bool = False
     mesh: dict[Literal["data", "model"], Count] | None = None
 

@@ -21,6 +21,7 @@ from saturation.measures.base import COMBINE, ActivationMeasure, without_stars
 from saturation.measures.cooccurrence import key_kinds
 from saturation.measures.reduce import accumulation, enable_x64
 from saturation.measures.saturation import LIMITS, checked_limits
+from saturation.measures.smoothing import affordable_sequences
 from saturation.parts import ACTIVATIONS, write_part
 from saturation.processes import any_of, everywhere
 from saturation.progress import Progress
@@ -52,6 +53,8 @@ class ActivationSettings:
       batch_size: sequences in one forward pass.
       scale: the finite c of f(x; cθ).
       terms: terms of the series that computes the parameter limit.
+      joint_sequences: of how many `smoothing` iterates each layer's own operator: the first that
+        have two tokens or more; None: as many as cost little (`smoothing.affordable_sequences`).
       fast: let matrix products run at the device's default precision, not the highest.
       limits: what `saturation` compares the network with, of "attention", "parameter" and
         "scaled"; what is left out costs nothing and its metrics are absent.
@@ -67,6 +70,7 @@ class ActivationSettings:
     limits: tuple[str, ...] = LIMITS
     mesh: Mapping[str, int] | None = None
     corpus: TokenBatch | None = None
+    joint_sequences: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "limits", checked_limits(self.limits))
@@ -82,6 +86,7 @@ class ActivationSettings:
             "scale": self.scale,
             "terms": self.terms,
             "limits": list(self.limits),
+            "joint_sequences": self.joint_sequences,
             "matmul_precision": "default" if self.fast else "highest",
         }
 
@@ -92,6 +97,28 @@ class ActivationSettings:
     def key_kinds(self, vocab_size: int) -> np.ndarray:
         """Return which ids are common and which distinct, int8 (vocab,)."""
         return key_kinds((self.corpus or self.tokens).texts(), vocab_size)
+
+    def joint_sequences_of(self, config: T5Config) -> int:
+        """Return of how many sequences a model's layers are iterated."""
+        if self.joint_sequences is not None:
+            return self.joint_sequences
+        tables = (self.tokens.encoder_input_tokens, self.tokens.decoder_input_tokens)
+        return affordable_sequences(config, *(table.shape[1] for table in tables))
+
+    def batches(
+        self, multiple: int, left: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield encoder and decoder tokens, and which sequences are iterated, a batch at a time.
+
+        Args:
+          multiple: the number of devices that share a batch.
+          left: how many sequences are iterated.
+        """
+        for encoder, decoder in self.tokens.batches(self.batch_size, multiple):
+            whole = (encoder > 0).sum(axis=1) > 1
+            iterated = whole & (np.cumsum(whole) <= left)
+            left -= int(iterated.sum())
+            yield encoder, decoder, iterated
 
     def refuse_other_models(self, parameters: Mapping[str, Parameter], path: str) -> None:
         """Raise where the parameters are of no T5, or of one that does not know all the tokens."""
@@ -116,6 +143,7 @@ def read_settings(
     batch_size: int = 8,
     scale: float = 1000.0,
     terms: int = 4,
+    joint_sequences: int | None = None,
     fast: bool = False,
     mesh: Mapping[str, int] | None = None,
 ) -> ActivationSettings | None:
@@ -138,7 +166,9 @@ def read_settings(
     batch, text = read_tokens(tokens, vocabulary, sequences, length, decoder_input), None
     if needs_corpus(measures):
         text = read_corpus_tokens(corpus or tokens, vocabulary, length)
-    return ActivationSettings(batch, batch_size, scale, terms, fast, tuple(limits), mesh, text)
+    return ActivationSettings(
+        batch, batch_size, scale, terms, fast, tuple(limits), mesh, text, joint_sequences
+    )
 
 
 def measure_activations(
@@ -241,6 +271,7 @@ class _Pass:
         from saturation.models.axes import parameter_axes
 
         self._settings = settings
+        self._joint_sequences = settings.joint_sequences_of(config)
         self._mesh = make_mesh(settings.mesh, 4 * config.num_parameters)
         axes = parameter_axes(config)
         self._shardings = {
@@ -255,8 +286,8 @@ class _Pass:
         """Yield {measure: {scope: {statistic: scalar}}} of each batch of the tokens."""
         rows = self._mesh.shape[DATA]
         sharding = over_data(self._mesh)
-        for batch in self._settings.tokens.batches(self._settings.batch_size, rows):
-            placed = (place(tokens.shape, sharding, tokens.__getitem__) for tokens in batch)
+        for batch in self._settings.batches(rows, self._joint_sequences):
+            placed = (place(each.shape, sharding, each.__getitem__) for each in batch)
             observed = jax.device_get(self._jitted(parameters, *placed))
             yield {name: without_stars(scopes) for name, scopes in observed.items()}
 
@@ -287,7 +318,9 @@ def _traced(
     asked = any(measure.needs_corpus for measure in measures)
     kinds = settings.key_kinds(config.vocab_size) if asked else None
 
-    def observe(parameters: Any, encoder_tokens: jax.Array, decoder_tokens: jax.Array) -> Any:
+    def observe(
+        parameters: Any, encoder_tokens: jax.Array, decoder_tokens: jax.Array, iterated: jax.Array
+    ) -> Any:
         forwards = Forwards(
             config,
             parameters,
@@ -297,6 +330,7 @@ def _traced(
             settings.terms,
             settings.limits,
             kinds,
+            iterated,
         )
         return {measure.name: measure.observe(forwards) for measure in measures}
 

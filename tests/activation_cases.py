@@ -48,7 +48,10 @@ def case(form="v1_0", seed=0, dtype=np.float32, scale=0.3, positions=True, **siz
 
 def forwards_of(config, params, encoder_tokens, decoder_tokens, scale=1000.0):
     """What any measure may ask for."""
-    return Forwards(config, params, encoder_tokens, decoder_tokens, scale, key_kinds=KEY_KINDS)
+    every = jax.numpy.ones(len(encoder_tokens), bool)
+    return Forwards(
+        config, params, encoder_tokens, decoder_tokens, scale, key_kinds=KEY_KINDS, iterated=every
+    )
 
 
 def jitted(measure: ActivationMeasure, config: T5Config, traces: list | None = None):

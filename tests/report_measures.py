@@ -13,7 +13,7 @@ OF_LAYERS = {
     "homogeneity": tuple(f"{name}_at_{c}" for c in (1, 10, 100)
                          for name in ("cosine_to_limit", "local_degree")),
     "smoothing": ("token_cosine", "token_cosine_abs", "token_cosine_stderr", "hfc_lfc", "token_rms",
-                  "forecast_change", "measured_change", "forecast_agrees"),
+                  "forecast_change", "measured_change", "onward_change", "onward_agrees"),
 }  # fmt: skip
 OF_HEADS = {
     "heads": ("positions_mean", "positions_fraction", "entropy"),

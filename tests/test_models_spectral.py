@@ -152,7 +152,7 @@ def test_the_measures_see_the_spectrum_that_was_given(kind, sharpens):
     assert found[f"{path}/head_0"]["fraction_sharpening_unscaled"] == np.mean(given[0] < 0)
     with enable_x64(True):
         table = observe_table(SMOOTHING, config, jax.device_get(params), tokens)
-    assert table[f"{path}/head_0"]["sharpening"] == sharpens
+    assert table[f"{path}/head_0"]["sharpens"] == sharpens
 
 
 @kinds

@@ -215,8 +215,12 @@ def test_too_many_eigenvalues_are_thinned_and_the_deciding_one_is_kept():
 
 def test_forecast_stands_beside_fact(everything, sections):
     charts = sections["Token similarity"]
-    lines = lines_of(charts["encoder: self-attention in each layer at step 80"])
-    for metric, name in (("forecast_change", "forecast"), ("measured_change", "measured")):
+    lines = lines_of(charts["encoder: forecast and fact in each layer at step 80"])
+    for metric, name in (
+        ("forecast_change", "forecast"),
+        ("measured_change", "self-attention did"),
+        ("onward_change", "layers left did"),
+    ):
         assert lines[name]["x"] == ["0", "1"]
         expected = [values(everything, metric, f"encoder/layers_{n}", 80) for n in (0, 1)]
         np.testing.assert_allclose(lines[name]["y"], expected, rtol=1e-7)

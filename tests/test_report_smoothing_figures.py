@@ -18,7 +18,11 @@ STEPS = (0, 10, 20, 40, 80)
 STATES = ("layers_10", "final", "embedding", "layers_0", "layers_1", "layers_2")
 ORDER = ["embedding", "layers_0", "layers_1", "layers_2", "layers_10", "final"]
 PANEL = ("token_cosine", "token_cosine_abs", "token_cosine_centred", "effective_rank", "hfc_lfc")
-FORECAST = ("forecast_change", "measured_change")
+FORECAST = {
+    "forecast_change": "forecast",
+    "measured_change": "self-attention did",
+    "onward_change": "layers left did",
+}
 
 
 def values(metric, stack, state):
@@ -44,7 +48,7 @@ def table() -> pd.DataFrame:
                     parts.append(rows(STEPS, "smoothing", metric, scope, found))
         for state, share in (("layers_0", 0.9), ("layers_1", 0.2), ("layers_10", 0.8)):
             shares = np.full(len(STEPS), share)
-            parts.append(rows(STEPS, "smoothing", "forecast_agrees", f"{stack}/{state}", shares))
+            parts.append(rows(STEPS, "smoothing", "onward_agrees", f"{stack}/{state}", shares))
     for metric in ("fraction_negative", "spectral_radius", "asymmetry", "sharpens_below"):
         for head in ("encoder/layers_0/attention", "decoder/layers_0/encoder_decoder_attention"):
             scope = f"{head}/head_0"
@@ -107,9 +111,9 @@ def test_the_curves_by_depth_are_the_tables_values(figures):
 
 
 def test_forecast_and_fact_stand_side_by_side(figures):
-    [axes] = panels(figures["smoothing"], "Change by self-attention")
+    [axes] = panels(figures["smoothing"], "Change a layer")
     drawn = {c.get_label(): c.lines[0].get_xydata() for c in axes.containers}
-    for metric, label in (("forecast_change", "forecast"), ("measured_change", "measured")):
+    for metric, label in FORECAST.items():
         places, found = drawn[label].T
         np.testing.assert_array_equal(places, [1, 2, 3, 4])
         expected = [values(metric, "encoder", state)[-1] for state in ORDER[1:-1]]
@@ -128,10 +132,10 @@ def test_from_which_layer_on_the_forecast_holds():
     assert f"{values('token_cosine', 'encoder', 'layers_1')[-1]:.2f}" in line
     assert line.endswith("20%")
     other = table()
-    other.loc[other["metric"] == "forecast_agrees", "value"] = 0.1
+    other.loc[other["metric"] == "onward_agrees", "value"] = 0.1
     assert holds_from(RunTable("run", other), "decoder", 80) is None
     assert "does not hold up to the last layer" in "\n".join(smoothing_table(RunTable("r", other)))
-    unclear = RunTable("r", other[other["metric"] != "forecast_agrees"])
+    unclear = RunTable("r", other[other["metric"] != "onward_agrees"])
     assert smoothing_table(unclear)[-1] == "In the decoder no layer has a clear forecast."
 
 

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from activation_cases import case, jitted, observe_table, valid_rows
+from activation_cases import case, forwards_of, jitted, observe_table, valid_rows
 from t5_reference import reference_t5
 
+from saturation.batches import TokenBatch
 from saturation.measures.forecast import attention_eigenvalues, forecast
+from saturation.measures.operator import freeze
 from saturation.measures.reduce import enable_x64
 from saturation.measures.similarity import similarity
-from saturation.measures.smoothing import FACT, FORECAST, PANEL, SMOOTHING
+from saturation.measures.smoothing import (
+    AGREEMENT,
+    CHANGES,
+    JOINT,
+    OF_HEADS,
+    PANEL,
+    SMOOTHING,
+    STATIONARY,
+    layer_arrays,
+)
 from saturation.models.config import NORM_BEFORE
+from saturation.run_activations import ActivationSettings
 
 
 @pytest.fixture(autouse=True)
@@ -144,8 +157,9 @@ def test_eigenvalues_of_causal_attention_are_its_diagonal():
     )
 
 
-def forecast_by_definition(of_heads, of_attention, rms):
+def forecast_by_definition(of_heads, of_attention, rms, null_space=True):
     """One sequence and head, pair by pair; the eigenvalue nearest 1 is that of equal tokens."""
+    of_heads = [*of_heads, 0] if null_space else of_heads
     perron = int(np.argmin(np.abs(of_attention - 1)))
     pairs = [
         (abs(1 + h / rms * (1 if i == perron else a)), h / rms, 1 if i == perron else a, i)
@@ -154,16 +168,19 @@ def forecast_by_definition(of_heads, of_attention, rms):
     ]
     shared = max(growth for growth, _, _, i in pairs if i == perron)
     apart = max(growth for growth, _, _, i in pairs if i != perron)
-    _, h, a, _ = max(pairs, key=lambda pair: pair[0])
+    # Where both kinds grow alike, as in a null space, what tokens share stands for the pair.
+    _, h, a, _ = max(pairs, key=lambda pair: (pair[0], pair[3] == perron))
     others = np.delete(of_attention, perron)
     return {
         "attention_min": of_attention.real.min(),
         "attention_second": np.abs(others).max(),
         "growth_shared": shared,
         "growth_apart": apart,
-        "forecast_change": np.log(apart / shared),
-        "forecast_rate": abs(np.log(apart / shared)),
-        "sharpening": float(apart > shared),
+        "apart_over_shared": np.log(apart / shared),
+        "dominance_rate": abs(np.log(apart / shared)),
+        "smooths": float(np.log(apart / shared) < -1e-3),
+        "sharpens": float(np.log(apart / shared) > 1e-3),
+        "neither": float(abs(np.log(apart / shared)) <= 1e-3),
         "dominating_h_real": np.real(h),
         "dominating_h_imaginary": abs(np.imag(h)),
         "dominating_a_real": np.real(a),
@@ -172,19 +189,27 @@ def forecast_by_definition(of_heads, of_attention, rms):
 
 
 @pytest.mark.parametrize(
-    ("of_heads", "sharpens"), [((0.5, 1.0), 0), ((-0.5, -0.9), 1), ((0.3 + 2j, 0.3 - 2j), 0)]
+    ("of_heads", "null_space", "causal", "regime"),
+    [
+        ((0.5, 1.0), True, False, "smooths"),
+        ((-0.5, -0.9), True, False, "sharpens"),
+        ((-0.5, -0.9), True, True, "neither"),  # nothing outgrows the null space
+        ((-0.5, -0.6), False, True, "sharpens"),
+        ((0.3 + 2j, 0.3 - 2j), True, False, "smooths"),
+    ],
 )
-def test_the_pair_that_dominates(of_heads, sharpens):
-    of_attention, rms = np.linalg.eigvals(stochastic(6)), 0.7
+def test_the_pair_that_dominates(of_heads, null_space, causal, regime):
+    of_attention, rms = np.linalg.eigvals(stochastic(6, causal=causal)), 0.7
     found = forecast(
         jnp.asarray(of_heads, complex)[None],
-        jnp.asarray(of_attention)[None, None],
+        jnp.asarray(of_attention + 0j)[None, None],
         jnp.ones((1, 1, 6), bool),
         jnp.asarray([rms]),
+        null_space,
     )
-    expected = forecast_by_definition(of_heads, of_attention, rms)
-    assert expected["sharpening"] == sharpens
-    assert set(found) == set(expected) == set(FORECAST)
+    expected = forecast_by_definition(of_heads, of_attention, rms, null_space)
+    assert expected[regime] == 1
+    assert set(found) == set(expected) == set(OF_HEADS)
     for name, wanted in expected.items():
         np.testing.assert_allclose(found[name][0, 0], wanted, atol=1e-12, err_msg=name)
 
@@ -212,21 +237,25 @@ def test_every_value_agrees_with_brute_force(form):
         path, before = f"{order[1]}/{name}", taps[order[0]]
         said = forecasts(config, flat, taps, path, before, valid, kept)
         for head in range(config.num_heads):
-            check(found[f"{path}/head_{head}"], [one[head] for one in said], FORECAST)
-        layers = [{k: np.mean([h[k] for h in one]) for k in FORECAST} for one in said]
-        check(found[order[1]], layers, FORECAST)
-        facts = [fact(before[b][valid[b]], taps[f"{path}/output"][b][valid[b]]) for b in kept]
-        agree = [
-            {
-                "measured_change": change,
-                "forecast_agrees": float(change * one["forecast_change"] > 0),
-            }
-            for change, one in zip(facts, layers, strict=True)
-        ]
-        check(found[order[1]], agree, FACT)
-        assert found[order[1]]["decided"] == found[order[1]]["compared"] == len(kept)
+            check(found[f"{path}/head_{head}"], [one[head] for one in said], OF_HEADS)
+        layers = [{k: np.mean([h[k] for h in one]) for k in OF_HEADS} for one in said]
+        check(found[order[1]], layers, OF_HEADS)
+        streams = (before, before + taps[f"{path}/output"], taps[order[1]])
+        facts = [changes(*(stream[b][valid[b]] for stream in streams)) for b in kept]
+        check(found[order[1]], facts, (*CHANGES, *AGREEMENT))
+        for count in ("decided", "compared", "joint_sequences"):
+            assert found[order[1]][count] == len(kept)
         layers_needed = found[order[1]]["layers_to_dominate"]
-        assert layers_needed == pytest.approx(1 / found[order[1]]["forecast_rate"])
+        assert layers_needed == pytest.approx(1 / found[order[1]]["dominance_rate"])
+        assert set(JOINT) <= set(found[order[1]])
+        assert found[order[1]]["joint_growth"] > 0
+        after = [taps[order[1]][b][valid[b]] for b in kept]
+        if stack == "decoder":
+            check(
+                found[order[1]], [{STATIONARY[0]: apart_from_first(x)} for x in after], STATIONARY
+            )
+    scopes = {scope for scope, metrics in found.items() if STATIONARY[0] in metrics}
+    assert scopes == {"decoder/layers_0"}, "only causal self-attention has a stationary token"
 
 
 def check(found, values, names):
@@ -255,9 +284,65 @@ def forecasts(config, flat, taps, path, before, valid, kept):
     return found
 
 
-def fact(before, output):
-    after = panel_by_definition(before + output)["hfc_lfc"]
-    return np.log(after / panel_by_definition(before)["hfc_lfc"])
+def changes(before, attended, end):
+    """Of a layer that is the last: its forecast is what its self-attention did."""
+    first, second, last = (panel_by_definition(x)["hfc_lfc"] for x in (before, attended, end))
+    measured, onward = np.log(second / first), np.log(last / first)
+    return {
+        "forecast_change": measured,
+        "measured_change": measured,
+        "onward_change": onward,
+        "forecast_agrees": 1.0,
+        "onward_agrees": float(measured * onward > 0),
+    }
+
+
+def apart_from_first(x):
+    return np.linalg.norm(x - x[0]) / (np.sqrt(len(x)) * np.linalg.norm(x[0]))
+
+
+def test_a_rate_of_0_needs_infinitely_many_layers():
+    zeros = {name: np.zeros(2) for name in SMOOTHING.statistics}
+    found = SMOOTHING.metrics(
+        zeros | {"forecasts": np.array([2.0, 2.0]), "dominance_rate_sum": np.array([0.0, 1.0])}
+    )
+    assert found["layers_to_dominate"].tolist() == [np.inf, 2.0]
+    assert found["dominance_rate"].tolist() == [0.0, 0.5]
+
+
+def test_the_forecast_of_two_layers_left_is_two_steps_of_the_first_ones_operator():
+    config, _, params, tokens = case("v1_0", dtype=np.float64)
+    config = dataclasses.replace(config, num_decoder_layers=2)
+    params["decoder"]["layers_1"] = params["decoder"]["layers_0"]
+    forwards = forwards_of(config, params, *tokens)
+    path, valid = "decoder/layers_0/self_attention", forwards.valid("decoder/")
+    parts, state = layer_arrays(forwards, path), forwards.soft["decoder/embedding"]
+    operator, start = freeze(
+        parts["weights"], parts["value"], parts["out"], state, valid, config.layer_norm_epsilon
+    )
+    expected = [
+        np.log(
+            panel_by_definition(np.asarray(operator(operator(start)))[b][valid[b]])["hfc_lfc"]
+            / panel_by_definition(np.asarray(state)[b][valid[b]])["hfc_lfc"]
+        )
+        / 2
+        for b in np.flatnonzero(valid.sum(axis=1) > 1)
+    ]
+    found = observe_table(SMOOTHING, config, params, tokens)["decoder/layers_0"]
+    np.testing.assert_allclose(found["forecast_change"], np.mean(expected), rtol=1e-9)
+    assert found["measured_change"] != pytest.approx(found["forecast_change"], rel=1e-3)
+
+
+def test_sequences_are_iterated_in_their_order_until_there_are_enough():
+    encoder = np.array([[3, 0, 0], [3, 4, 0], [0, 0, 0], [5, 6, 7], [8, 9, 1]], np.int32)
+    tokens = TokenBatch(encoder, encoder, "made")
+    asked = {
+        count: [each.tolist() for *_, each in ActivationSettings(tokens, 2).batches(1, count)]
+        for count in (0, 2, 9)
+    }
+    assert asked[0] == [[False, False]] * 3
+    assert asked[2] == [[False, True], [False, True], [False, False]]
+    assert asked[9] == [[False, True], [False, True], [True, False]]
 
 
 def test_no_solver_is_called_on_several_matrices_at_once():
@@ -283,7 +368,9 @@ def test_broken_weights_are_reported_and_not_averaged_away():
         ("encoder/layers_0", "token_cosine"),
         ("encoder/layers_0", "measured_change"),
         ("encoder/layers_0", "forecast_agrees"),
-        ("encoder/layers_0/attention/head_0", "sharpening"),
+        ("encoder/layers_0", "joint_growth"),
+        ("encoder/layers_0", "joint_converged"),
+        ("encoder/layers_0/attention/head_0", "sharpens"),
         ("decoder/final", "effective_rank"),
     ):
         assert np.isnan(found[scope][metric]), (scope, metric)

@@ -115,40 +115,84 @@ def spectra():
         yield from np.concatenate([pairs, pairs.conj()], axis=1)
 
 
-def test_the_threshold_says_the_regime_for_every_smallest_eigenvalue_of_attention():
-    """Against the definition: which of |1 + λ^H λ^A_min| and |1 + λ^H| is largest over λ^H."""
+def growths(values, of_attention, null_space):
+    """ln p of each λ^A alone, and ln s, by their definition."""
+    whole = np.append(values, 0) if null_space else values
+    apart = np.abs(1 + np.multiply.outer(of_attention, whole)).max(axis=1)
+    return np.log(apart), np.log(np.abs(1 + whole).max())
+
+
+@pytest.mark.parametrize("null_space", [True, False])
+def test_the_regime_by_its_definition(null_space):
     smallest = np.linspace(-0.999, 0.999, 201)
     regimes = set()
     for values in spectra():
-        sharp = np.abs(1 + np.multiply.outer(smallest, values)).max(axis=1)
-        smooth = np.abs(1 + values).max()
-        clear = np.abs(sharp - smooth) > 1e-9
-        expected = np.where(sharp > smooth, "sharpening", "smoothing")
-        found = np.array([regime(values, m) for m in smallest])
+        apart, shared = growths(values, smallest, null_space)
+        change = apart - shared
+        clear = np.abs(np.abs(change) - 1e-3) > 1e-9
+        expected = np.select([change > 1e-3, change < -1e-3], ["sharpens", "smooths"], "neither")
+        found = np.array([regime(values, m, null_space) for m in smallest])
         assert (found == expected)[clear].all(), values
         regimes |= set(found)
-    assert regimes == {"smoothing", "sharpening"}
+    assert regimes == {"smooths", "sharpens", "neither"}
+
+
+@pytest.mark.parametrize("null_space", [True, False])
+def test_the_threshold_agrees_with_a_search_on_1000_random_spectra(null_space):
+    """The largest λ^A at which the head sharpens all the way down from there, on a grid."""
+    generator = np.random.default_rng(4)
+    grid = np.linspace(-1, 1, 20_001)
+    found, expected = [], []
+    for number in range(1000):
+        size, count = 10 ** generator.uniform(-1, 1), int(generator.integers(1, 6))
+        real = size * generator.standard_normal(count)
+        values = real - generator.choice([0, 0, size, 2 * size]) + 0j
+        if number % 2:
+            imaginary = 1j * size * generator.standard_normal(count)
+            values = np.concatenate([values + imaginary, values - imaginary])
+        apart, shared = growths(values, grid, null_space)
+        sharp = apart > shared + 1e-12
+        expected.append(grid[sharp].max() if sharp[0] else -1.0)
+        found.append(float(sharpens_below(values, null_space)))
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert -1 in found
+    assert sum(-1 < one < -0.01 for one in found) > 100
+    assert (max(found) <= 0) == null_space
 
 
 @pytest.mark.parametrize(
-    ("values", "threshold"),
+    ("values", "null_space", "threshold"),
     [
-        ([0.5, 2.0], -1.0),  # H positive: smooths whatever its attention
-        ([-0.2, -1.0], 1.0),  # in [−1, 0): sharpens whatever its attention
-        ([-0.5, -3.0], -1 / 3),  # |1 − 3| = 2 against |1 − 3 λ^A_min|
-        ([-2.0], 0.0),
+        ([0.5, 2.0], True, -1.0),  # H positive: smooths whatever its attention
+        ([-0.2, -1.0], True, 0.0),  # in [−1, 0): sharpens where attention has a negative λ^A
+        ([-0.2, -1.0], False, 1.0),  # of full rank whatever its attention
+        ([-0.5, -3.0], True, -1 / 3),  # |1 − 3| = 2 against |1 − 3 λ^A_min|
+        ([-0.5, -3.0], False, -1 / 3),
+        ([-2.0], True, 0.0),
+        ([0.0], True, -1.0),
     ],
 )
-def test_thresholds_by_hand(values, threshold):
-    assert sharpens_below(np.array(values) + 0j) == pytest.approx(threshold)
+def test_thresholds_by_hand(values, null_space, threshold):
+    assert sharpens_below(np.array(values) + 0j, null_space) == pytest.approx(threshold)
+
+
+def test_complex_eigenvalues_of_attention_sharpen_with_positive_real_parts():
+    """λ_j = −β: where Re λ^A < β|λ^A|²/2."""
+    for of_attention, expected in ((0.3 + 0.8j, "sharpens"), (0.3 + 0.3j, "neither")):
+        beta = 1.0
+        bends = of_attention.real < beta * abs(of_attention) ** 2 / 2
+        assert bends == (expected == "sharpens")
+        pair = np.array([of_attention, of_attention.conjugate()])
+        assert regime(np.array([-beta + 0j]), pair) == expected
+    assert sharpens_below(np.array([-1 + 0j])) == 0
 
 
 def test_complex_eigenvalues_of_negative_real_part_can_smooth():
-    """A share of 1 promises sharpening of real eigenvalues alone."""
+    """A share of 1 promises nothing of complex eigenvalues."""
     values = np.array([-0.5 + 3j, -0.5 - 3j])
     assert describe(values[None])["fraction_sharpening"] == 1
-    assert regime(values, -0.5) == "smoothing"
-    assert regime(np.real(values) + 0j, -0.5) == "sharpening"
+    assert regime(values, -0.5) == "smooths"
+    assert regime(np.real(values) + 0j, -0.5) == "sharpens"
 
 
 def test_what_is_said_of_a_spectrum_by_hand():
@@ -158,7 +202,10 @@ def test_what_is_said_of_a_spectrum_by_hand():
     assert found["fraction_sharpening"] == 2 / 8
     assert found["spectral_radius"] == 5
     assert (found["real_min"], found["real_max"], found["imaginary_max"]) == (-2, 3, 4)
-    assert found["growth"] == pytest.approx(np.sqrt(32))
+    assert found["growth_of_shared"] == pytest.approx(np.sqrt(32))
+    inside = describe(np.array([[-0.2, -0.9]]) + 0j)
+    assert inside["growth_of_shared"] == 1
+    assert describe(np.array([[-0.2, -0.9]]) + 0j, False)["growth_of_shared"] == pytest.approx(0.8)
 
 
 SHAPES = dataclasses.replace(FORMS["umt5"], num_encoder_layers=2).parameter_shapes()

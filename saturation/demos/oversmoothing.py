@@ -124,7 +124,7 @@ def predict(case: Case) -> dict[str, Any]:
     sharpens = bool(apart > shared)
     at = np.unravel_index(np.argmax(growth), growth.shape)
     return {
-        "regime": "sharpening" if sharpens else "smoothing",
+        "regime": "sharpens" if sharpens else "smooths",
         "dominating_h": case.of_heads[at[1]],
         "dominating_a": float(case.of_attention[at[0]].real),
         "cosine": -1 / (TOKENS - 1) if sharpens else 1.0,

@@ -1,8 +1,11 @@
-"""What a layer does to its tokens by the spectra of its own attention and heads (MEASURES §10).
+"""What one head would do to its tokens by the spectra of its attention and its own (MEASURES §10).
 
-The stream's part of the eigenvalues λ^A and λ^H grows by |1 + λ^A λ^H/r| in a layer, where r, the
-mean root mean square of the layer's input, is what its norm divides by. λ^A = 1 belongs to what all
-tokens share, every other one to what sets them apart.
+The stream's part of the eigenvalues λ^A and λ^H grows by |1 + λ^A λ^H/r| in a layer. λ^A = 1
+belongs to what all tokens share, every other one to what sets them apart. A head of rank
+d_kv < d has the eigenvalue 0 besides its λ^H: along it nothing grows or shrinks, whatever A is.
+
+r is the mean over tokens of the root mean square, while the norm divides each token by its own:
+that, and all heads together, is `operator`. This explains head by head.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Complex, Float, Shaped
 
 from saturation.linalg import eigenvalues
+from saturation.measures.spectrum import CLEAR
 
 # What a padded position's eigenvalue is set to, outside of the unit disk that holds all of A's.
 _PADDING = 2.0
@@ -47,22 +51,28 @@ def forecast(
     of_attention: Complex[Array, "batch heads query"],
     counted: Bool[Array, "batch heads query"],
     rms: Float[Array, " batch"],
+    null_space: bool = True,
 ) -> dict[str, Float[Array, "batch heads"]]:
-    """Return what the two spectra forecast for each sequence and head, {metric: …}.
+    """Return what the two spectra say of each sequence and head alone, {metric: …}.
 
-    attention_min = min Re λ^A; attention_second = the largest |λ^A| but for the 1 of equal tokens;
-    growth_shared = max_j |1 + λ^H_j/r|, growth_apart = max_{i, j} |1 + λ^H_j λ^A_i/r| over the
-    other λ^A; forecast_change = ln(growth_apart/growth_shared), by which ln(HFC/LFC) moves in a
-    layer once those two pairs dominate, and forecast_rate its absolute value; sharpening = 1 where
-    it is above 0; dominating_h and dominating_a: λ^H/r and λ^A of the pair that grows most, their
-    real and absolute imaginary parts. Of fewer than two tokens the numbers mean nothing.
+    attention_min = min Re λ^A; attention_second = the largest |λ^A| but for the simple 1 of equal
+    tokens; growth_shared s = max(1, max_j |1 + λ^H_j/r|), growth_apart p = max(1, max_{i, j}
+    |1 + λ^H_j λ^A_i/r|) over all other λ^A, complex ones too (without the "1," where H has no null
+    space); apart_over_shared = ln(p/s), by which ln(HFC/LFC) moves in a layer once those two
+    dominate, and dominance_rate its absolute value; smooths, sharpens, neither = 1 where that is
+    below −`CLEAR`, above `CLEAR`, or between; dominating_h and dominating_a: λ^H/r and λ^A of the
+    pair that grows most, their real and absolute imaginary parts, λ^H = 0 for the null space. Of
+    fewer than two tokens the numbers mean nothing.
 
     Args:
-      of_heads: λ^H.
+      of_heads: λ^H, the d_kv that need not be 0.
       of_attention: λ^A.
       counted: which of the λ^A belong to tokens.
       rms: r of the layer's input.
+      null_space: whether d_kv < d.
     """
+    if null_space:
+        of_heads = jnp.concatenate([of_heads, jnp.zeros_like(of_heads[:, :1])], axis=-1)
     from_one = jnp.where(counted, jnp.abs(of_attention - 1), jnp.inf)
     shared = jnp.argmin(from_one, axis=-1)[..., None] == jnp.arange(of_attention.shape[-1])
     others = counted & ~shared
@@ -83,13 +93,26 @@ def forecast(
         "attention_second": jnp.where(others, jnp.abs(of_attention), 0).max(axis=-1),
         "growth_shared": growth_shared,
         "growth_apart": growth_apart,
-        "forecast_change": change,
-        "forecast_rate": jnp.abs(change),
-        "sharpening": jnp.where(jnp.isnan(change), jnp.nan, apart.astype(change.dtype)),
+        "apart_over_shared": change,
+        "dominance_rate": jnp.abs(change),
+        **_regimes(change),
         "dominating_h_real": of_h.real,
         "dominating_h_imaginary": jnp.abs(of_h.imag),
         "dominating_a_real": of_a.real,
         "dominating_a_imaginary": jnp.abs(of_a.imag),
+    }
+
+
+def _regimes(change: Float[Array, "batch heads"]) -> dict[str, Float[Array, "batch heads"]]:
+    """Return 1 for the one of three regimes that ln(p/s) is in, and NaN where there is none."""
+    regimes = {
+        "smooths": change < -CLEAR,
+        "sharpens": change > CLEAR,
+        "neither": jnp.abs(change) <= CLEAR,
+    }
+    return {
+        name: jnp.where(jnp.isnan(change), jnp.nan, holds.astype(change.dtype))
+        for name, holds in regimes.items()
     }
 
 

@@ -61,6 +61,7 @@ class Forwards:
       terms: terms of the series that computes the parameter limit.
       limits: what `saturation` compares the network with; the others are not computed for it.
       key_kinds: (vocab,), whether an id is common or distinct (`measures.cooccurrence`).
+      iterated: of which sequences `smoothing` iterates each layer's own operator; None is of none.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Forwards:
         terms: int = 4,
         limits: Sequence[str] = LIMITS,
         key_kinds: Int[ArrayLike, " vocab"] | None = None,
+        iterated: Bool[ArrayLike, " batch"] | None = None,
     ) -> None:
         self.config = config
         self.params = params
@@ -82,6 +84,8 @@ class Forwards:
         self.terms = terms
         self.limits = tuple(limits)
         self.key_kinds = key_kinds
+        none = jnp.zeros(len(self.encoder_input_tokens), bool)
+        self.iterated = none if iterated is None else jnp.asarray(iterated)
 
     @property
     def layers(self) -> tuple[str, ...]:

@@ -54,8 +54,40 @@ def hfc_lfc(state: State, valid: Valid) -> PerSequence:
     return high / (jnp.sqrt(count) * jnp.linalg.norm(mean, axis=-1))
 
 
+def hfc_lfc_stationary(state: State, valid: Valid) -> PerSequence:
+    """Return ‖X − 1x_f‖_F/(√n ‖x_f‖) of each sequence, x_f its first token.
+
+    Of causal self-attention, whose first token attends to itself alone: with rows of A that sum to
+    1, e₁ᵀA = e₁ᵀ for every head, and tokens become alike by becoming the first.
+    """
+    x = _tokens(state, valid)
+    place = jnp.argmax(valid, axis=-1)[:, None, None]
+    first = jnp.take_along_axis(x, place, axis=-2)
+    apart = jnp.where(valid[..., None], x - first, 0)
+    count = jnp.maximum(valid.sum(axis=-1), 1).astype(x.dtype)
+    shared = jnp.sqrt(count) * jnp.linalg.norm(first[..., 0, :], axis=-1)
+    return jnp.linalg.norm(apart, axis=(-2, -1)) / shared
+
+
+def token_cosine(state: State, valid: Valid) -> PerSequence:
+    """Return the mean of cos(x_i, x_j) over pairs i < j, from ‖Σ x_i/‖x_i‖‖² and no table of pairs.
+
+    It loses what lies below rounding of the number of tokens, and takes a hundredth of the time.
+    """
+    x = _tokens(state, valid)
+    norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    unit = x / jnp.where(norm == 0, 1, norm)
+    count = valid.sum(axis=-1).astype(x.dtype)
+    themselves = (norm[..., 0] > 0).sum(axis=-1).astype(x.dtype)
+    pairs = jnp.maximum(count * (count - 1), 1)
+    return (jnp.square(unit.sum(axis=-2)).sum(axis=-1) - themselves) / pairs
+
+
 def token_rms(state: State, valid: Valid) -> PerSequence:
-    """Return the mean over a sequence's tokens of √(mean of x²): what their norm divides by."""
+    """Return the mean over a sequence's tokens of √(mean of x²).
+
+    The norm divides each token by its own; this is their mean (MEASURES §11 has the exact map).
+    """
     x = _tokens(state, valid)
     rms = jnp.sqrt(jnp.square(x).mean(axis=-1))
     return rms.sum(axis=-1) / jnp.maximum(valid.sum(axis=-1), 1).astype(x.dtype)

@@ -1,8 +1,9 @@
-"""Do tokens become alike with depth, and does the forecast of [D] say so (MEASURES §10 and §11)?
+"""Do tokens become alike with depth, and do the layer's own attention and heads forecast it?
 
-Dovonon, Bronstein, Kusner 2025 (arXiv 2401.04301). Each layer's state by the whole panel of
-`similarity`; beside it what the eigenvalues of its self-attention and of its heads forecast, and by
-how much that attention did set tokens apart.
+Dovonon, Bronstein, Kusner 2025 (arXiv 2401.04301); MEASURES §10 and §11. Each layer's state by the
+whole panel of `similarity`; beside it what its self-attention, frozen, would make of its input in
+the layers that are left and in the end (`operator`), what each head alone would (`forecast`), and
+what that self-attention and the layers left did.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ import numpy as np
 
 from saturation.measures.base import ActivationMeasure, Rule, Statistics
 from saturation.measures.means import divide
+from saturation.measures.spectrum import CLEAR
 
 if TYPE_CHECKING:
     from jax import Array
 
     from saturation.measures.forwards import Forwards
+    from saturation.models import T5Config
 
-# What `similarity` returns of a state, and `forecast` of a head.
+# What `similarity` returns of a state, `forecast` of a head and `operator.iterate` of a layer.
 PANEL = (
     "token_cosine",
     "token_cosine_abs",
@@ -30,26 +33,66 @@ PANEL = (
     "rank_one_distance",
     "token_rms",
 )
-FORECAST = (
+STATIONARY = ("hfc_lfc_stationary",)
+OF_HEADS = (
     "attention_min",
     "attention_second",
     "growth_shared",
     "growth_apart",
-    "forecast_change",
-    "forecast_rate",
-    "sharpening",
+    "apart_over_shared",
+    "dominance_rate",
+    "smooths",
+    "sharpens",
+    "neither",
     "dominating_h_real",
     "dominating_h_imaginary",
     "dominating_a_real",
     "dominating_a_imaginary",
 )
-FACT = ("measured_change", "forecast_agrees")
-MEANS = (*PANEL, *FORECAST, *FACT)
-COUNTS = ("sequences", "skipped", "forecasts", "compared", "decided")
-CLEAR = 1e-3  # a forecast_rate below this says nothing; rounding alone makes 1e-6
+JOINT = ("joint_growth", "joint_token_cosine", "joint_hfc_lfc", "joint_converged")
+CHANGES = ("forecast_change", "measured_change", "onward_change")
+AGREEMENT = ("forecast_agrees", "onward_agrees")
+MEANS = {  # {the count that means are of: which means}
+    "sequences": PANEL,
+    "stationary": STATIONARY,
+    "forecasts": OF_HEADS,
+    "joint_sequences": JOINT,
+    "compared": CHANGES,
+    "decided": AGREEMENT,
+}
 STATISTICS: dict[str, Rule] = dict.fromkeys(
-    (*COUNTS, *(f"{name}_{kind}" for name in MEANS for kind in ("sum", "squares"))), "sum"
+    (
+        "skipped",
+        *MEANS,
+        *(
+            f"{name}_{kind}"
+            for names in MEANS.values()
+            for name in names
+            for kind in ("sum", "squares")
+        ),
+    ),
+    "sum",
 )
+
+
+# Floating-point operations that iterating may take at a checkpoint where nobody said how much.
+ITERATING = 2e10
+
+
+def affordable_sequences(config: T5Config, encoder_length: int, decoder_length: int) -> int:
+    """Return of how many sequences the layers' operators are iterated by default.
+
+    As many as take `ITERATING` products and sums: a second of a CPU, little beside the rest of the
+    pass. None of a T5-small or anything larger, one of whose sequences takes 30 times that.
+    """
+    from saturation.measures.operator import ITERATIONS
+
+    def once(length: int) -> float:
+        return length * config.num_heads * config.head_dim * (4 * config.emb_dim + 2 * length)
+
+    both = config.num_encoder_layers * once(encoder_length)
+    both += config.num_decoder_layers * once(decoder_length)
+    return int(ITERATING / (ITERATIONS * both))
 
 
 def observe(forwards: Forwards) -> dict[str, dict[str, Any]]:
@@ -72,14 +115,20 @@ def _stack(forwards: Forwards, stack: str) -> dict[str, dict[str, Any]]:
     counts = _counts({"sequences": tokens > 1, "skipped": tokens == 1})
     panel = jax.lax.map(lambda state: _sums(similarity(state, valid), tokens > 1) | counts, states)
 
-    name = "attention" if stack == "encoder" else "self_attention"
-    attentions = [_layer(forwards, f"{layer}/{name}") for layer in layers]
+    causal = stack == "decoder"
+    name = "self_attention" if causal else "attention"
+    attentions = [layer_arrays(forwards, f"{layer}/{name}") for layer in layers]
     stacked = jax.tree.map(lambda *each: jnp.stack(each), *attentions)
+    epsilon, asked = forwards.config.layer_norm_epsilon, forwards.iterated
     of_layers, of_heads = jax.lax.map(
-        lambda one: _attention(**one, valid=valid, causal=stack == "decoder"),
-        stacked | {"state": states[: len(layers)]},
+        lambda one: _attention(
+            **one, end=states[-2], valid=valid, asked=asked, causal=causal, epsilon=epsilon
+        ),
+        stacked | {"state": states[:-2], "left": jnp.arange(len(layers), 0, -1)},
     )
     inner = {name: sums[1:-1] for name, sums in panel.items()}
+    if causal:
+        inner |= jax.lax.map(lambda state: _of_first_token(state, valid), states[1:-1])
     found = {
         scopes[0]: {name: sums[0] for name, sums in panel.items()},
         f"{stack}/layers_*": inner | of_layers,
@@ -97,7 +146,7 @@ def _filled(sums: dict[str, Array]) -> dict[str, Array]:
     return {name: sums.get(name, zero) for name in STATISTICS}
 
 
-def _layer(forwards: Forwards, path: str) -> dict[str, Array]:
+def layer_arrays(forwards: Forwards, path: str) -> dict[str, Array]:
     """Return what is needed of one attention: its weights and output, and its heads' factors."""
     import jax.numpy as jnp
 
@@ -113,49 +162,117 @@ def _layer(forwards: Forwards, path: str) -> dict[str, Array]:
     names = attention_arrays(forwards.config.parameter_shapes())[path]
     arrays = {role: parameter(name) for role, name in names.items()}
     value, out = attention_kernels(arrays, orthonormal_columns)
-    left, right = split_heads(value, out, arrays["scale"], forwards.config.num_heads)
+    value, out = split_heads(value, out, arrays["scale"], forwards.config.num_heads)
     weights, output = (forwards.soft[f"{path}/{tap}"] for tap in ("weights", "output"))
-    return {"small": right @ left, "weights": weights, "output": output}
+    return {"value": value, "out": out, "weights": weights, "output": output}
+
+
+def _of_first_token(state: Array, valid: Array) -> dict[str, Array]:
+    """Return the sums of what only causal self-attention's states have."""
+    from saturation.measures.similarity import hfc_lfc_stationary
+
+    counted = valid.sum(axis=-1) > 1
+    found = {"hfc_lfc_stationary": hfc_lfc_stationary(state, valid)}
+    return _sums(found, counted) | _counts({"stationary": counted})
 
 
 def _attention(
-    small: Array, weights: Array, output: Array, state: Array, valid: Array, causal: bool
+    value: Array,
+    out: Array,
+    weights: Array,
+    output: Array,
+    state: Array,
+    left: Array,
+    end: Array,
+    valid: Array,
+    asked: Array,
+    causal: bool,
+    epsilon: float,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return the sums of a layer, averaged over its heads, and those of its heads, (heads,) each.
+    """Return the sums of a layer, those of its heads averaged, and those of its heads, (heads,).
 
     Args:
-      small: each head's W_O diag(g) W_V, (heads, head_dim, head_dim).
+      value, out: each head's diag(g) W_V and W_O, as `spectrum.split_heads` returns them.
       weights: of the attention, (batch, heads, query, key).
       output: what the attention adds to the stream, (batch, query, embed).
       state: the stream before it.
+      left: how many layers are left in the stack, this one among them.
+      end: the stream after the last of them.
       valid: which positions hold a token, (batch, query).
+      asked: of which sequences the layer's own operator is iterated, (batch,).
       causal: whether queries attend to earlier keys alone.
+      epsilon: of the norm.
     """
+    import jax.numpy as jnp
+
+    from saturation.measures.operator import change_ahead, freeze, iterate_some, widened
+    from saturation.measures.similarity import hfc_lfc
+
+    counted, asked = valid.sum(axis=-1) > 1, asked & (valid.sum(axis=-1) > 1)
+    mean, of_heads = _heads(value, out, weights, state, valid, causal)
+
+    operator, start = freeze(weights, value, out, state, valid, epsilon)
+    wide = start.astype(value.dtype)
+    joint = _sums(iterate_some(widened(operator), wide, asked), asked)
+    states = (state, state + output, end)
+    after = jnp.where(valid[..., None], states[1], 0)
+    ahead = change_ahead(operator, start, after, left)
+    changes = _changes(ahead, *(hfc_lfc(x, valid) for x in states),
+                       left=left, counted=counted)  # fmt: skip
+    return mean | joint | changes | _counts({"joint_sequences": asked}), of_heads
+
+
+def _heads(
+    value: Array, out: Array, weights: Array, state: Array, valid: Array, causal: bool
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return the sums of what each head alone would do, averaged over heads, and one by one."""
     import jax.numpy as jnp
 
     from saturation.linalg import eigenvalues
     from saturation.measures.forecast import attention_eigenvalues, forecast
-    from saturation.measures.similarity import hfc_lfc, token_rms
+    from saturation.measures.similarity import token_rms
 
     counted = valid.sum(axis=-1) > 1
     values, tokens = attention_eigenvalues(weights, valid, causal)
-    said = forecast(eigenvalues(small), values, tokens, token_rms(state, valid))
+    null_space = value.shape[-1] < value.shape[-2]
+    said = forecast(eigenvalues(out @ value), values, tokens, token_rms(state, valid), null_space)
     counts = _counts({"forecasts": counted})
-    of_heads = _sums(said, counted[:, None])
-    of_heads |= {"forecasts": jnp.full(len(small), counts["forecasts"])}
-    mean = {name: each.mean(axis=-1) for name, each in said.items()}
+    each = _sums(said, counted[:, None])
+    each |= {"forecasts": jnp.full(len(value), counts["forecasts"])}
+    mean = {name: of_head.mean(axis=-1) for name, of_head in said.items()}
+    return _sums(mean, counted) | counts, each
 
-    before, after = hfc_lfc(state, valid), hfc_lfc(state + output, valid)
-    change = jnp.log(after / before)
+
+def _changes(
+    ahead: Array, before: Array, after: Array, end: Array, left: Array, counted: Array
+) -> dict[str, Array]:
+    """Return the sums of a layer's forecast beside what came: HFC/LFC before, after and in the end.
+
+    Args:
+      ahead: the forecast change of ln(HFC/LFC) a layer.
+      before: HFC/LFC of the layer's input, (batch,).
+      after: with what its self-attention added.
+      end: after the last layer of the stack.
+      left: how many layers that is away.
+      counted: which sequences have two tokens or more.
+    """
+    import jax.numpy as jnp
+
+    measured = jnp.log(after / before)
+    onward = jnp.log(end / before) / left.astype(before.dtype)
     # Tokens all equal, or with no mean, have no such ratio; NaN of broken weights is kept.
-    compared = counted & ~jnp.isinf(jnp.log(before)) & ~jnp.isinf(jnp.log(after))
-    decided = compared & ~(jnp.abs(mean["forecast_change"]) < CLEAR)
-    agrees = (jnp.sign(change) == jnp.sign(mean["forecast_change"])).astype(change.dtype)
-    agrees = jnp.where(jnp.isnan(change), jnp.nan, agrees)
-    counts |= _counts({"compared": compared, "decided": decided})
-    fact = _sums({"measured_change": change}, compared)
-    agreement = _sums({"forecast_agrees": agrees}, decided)
-    return _sums(mean, counted) | fact | agreement | counts, of_heads
+    infinite = [jnp.isinf(jnp.log(ratio)) for ratio in (before, after, end)]
+    compared = counted & ~jnp.isinf(ahead) & ~jnp.stack(infinite).any(axis=0)
+    decided = compared & ~(jnp.abs(ahead) < CLEAR)
+
+    def agrees(change: Array) -> Array:
+        same = (jnp.sign(change) == jnp.sign(ahead)).astype(change.dtype)
+        return jnp.where(jnp.isnan(change), jnp.nan, same)
+
+    changes = dict(zip(CHANGES, (ahead, measured, onward), strict=True))
+    signs = dict(zip(AGREEMENT, (agrees(measured), agrees(onward)), strict=True))
+    counts = _counts({"compared": compared, "decided": decided})
+    return _sums(changes, compared) | _sums(signs, decided) | counts
 
 
 def _sums(values: dict[str, Array], counted: Array) -> dict[str, Array]:
@@ -179,26 +296,35 @@ def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
     """Return means over sequences, each with its standard error `…_stderr`.
 
     Of a state (a layer, the embedding, after the last norm) what `similarity.similarity` says of a
-    sequence. Of a head of self-attention what `forecast.forecast` says, and of a layer the mean of
-    that over its heads, beside measured_change = ln(HFC/LFC) after its self-attention − before it,
-    and forecast_agrees = the share of sequences where that has the forecast's sign, among those
-    whose forecast is 1e-3 or more.
-    layers_to_dominate = 1/forecast_rate: after how many layers the dominating pair has outgrown
-    those of the other kind by a factor e. sequences = how many have two tokens or more, skipped =
-    those of one, compared and decided = those that measured_change and forecast_agrees are of.
+    sequence, and after a layer of causal self-attention hfc_lfc_stationary. Of a head of
+    self-attention what `forecast.forecast` says of it alone, and of a layer the mean of that over
+    its heads. layers_to_dominate = 1/dominance_rate: after how many layers the dominating pair has
+    outgrown those of the other kind by a factor e, ∞ where the rate is 0.
+    Of a layer, forecast_change = by how much its self-attention, frozen, moves ln(HFC/LFC) a layer
+    in the m layers left, this one among them (`operator.change_ahead`); measured_change = by how
+    much it did, once; onward_change = by how much the whole stack did, a layer, from here to after
+    its last layer. forecast_agrees and onward_agrees = the share of sequences where those two have
+    the forecast's sign, among those whose forecast is 1e-3 or more. For m = 1 the forecast is
+    measured_change itself. joint_… = where its iterates end (`operator.iterate`), a mean over the
+    joint_sequences.
+    sequences = how many have two tokens or more, skipped = those of one, compared and decided =
+    those that the changes and their agreement are of.
     """
-    counts = {name: statistics[name] for name in COUNTS}
+    counts = {name: statistics[name] for name in ("skipped", *MEANS)}
     values = {"sequences": np.maximum(counts["sequences"], counts["forecasts"])}
     if np.any(counts["sequences"] + counts["skipped"] > 0):
         values |= {"skipped": counts["skipped"]} | _means(PANEL, statistics, counts["sequences"])
-    if np.any(counts["forecasts"] > 0):
-        values |= _means(FORECAST, statistics, counts["forecasts"])
-        rate = divide(statistics["forecast_rate_sum"], counts["forecasts"])
-        values["layers_to_dominate"] = divide(np.ones_like(rate), rate)
+    for count in ("stationary", "forecasts", "joint_sequences"):
+        if np.any(counts[count] > 0):
+            values |= _means(MEANS[count], statistics, counts[count])
+    if np.any(counts["joint_sequences"] > 0):
+        values["joint_sequences"] = counts["joint_sequences"]
+    if "dominance_rate" in values:
+        rate = values["dominance_rate"]
+        values["layers_to_dominate"] = np.where(rate == 0, np.inf, divide(np.ones_like(rate), rate))
     if np.any(counts["compared"] > 0):
-        values |= {name: counts[name] for name in ("compared", "decided")}
-        values |= _means(("measured_change",), statistics, counts["compared"])
-        values |= _means(("forecast_agrees",), statistics, counts["decided"])
+        for count in ("compared", "decided"):
+            values |= {count: counts[count]} | _means(MEANS[count], statistics, counts[count])
     return values
 
 
@@ -217,7 +343,7 @@ def _means(
 SMOOTHING = ActivationMeasure(
     name="smoothing",
     definition="how alike the tokens of a layer are (cosines, ranks, HFC/LFC, distance to rank "
-    "one), and whether its attention's and heads' eigenvalues forecast it",
+    "one), and whether its self-attention, frozen, forecasts it",
     source="Dovonon et al. 2025 (arXiv 2401.04301); the comparison layer by layer is ours",
     statistics=STATISTICS,
     observe=observe,

@@ -2,11 +2,14 @@
 
 A head adds A X H to the stream X, with A its row-stochastic attention and H = diag(g) W_V W_O, g
 being the norm scale that its values pass. So the stream's parts grow by 1 + λ^H λ^A: where λ^A = 1
-dominates, tokens become equal; where the smallest λ^A does, they part.
+dominates, tokens become equal; where another λ^A does, they part.
 
-H is d × d and of rank d_kv. Its non-zero eigenvalues are those of the d_kv × d_kv matrix
-W_O diag(g) W_V, and so they are taken: exact, small, in float64 on the host, since accelerators
-have no solver for nonsymmetric matrices.
+H is d × d and of rank d_kv. Where d_kv < d it has a null space, an eigenvalue 0, along which the
+stream neither grows nor shrinks: under it a spectrum in [−1, 0) sharpens only where some λ^A makes
+|1 + λ^H λ^A| exceed 1, and else does nothing.
+
+Its non-zero eigenvalues are those of the d_kv × d_kv matrix W_O diag(g) W_V, and so they are taken:
+exact, small, in float64 on the host, since accelerators have no solver for nonsymmetric matrices.
 """
 
 from __future__ import annotations
@@ -33,11 +36,13 @@ OF_HEADS = (
     "real_min",
     "real_max",
     "imaginary_max",
-    "growth",
+    "growth_of_shared",
     "sharpens_below",
 )
 STATISTICS = ("negative_scales", *OF_HEADS, *(f"{name}{UNSCALED}" for name in OF_HEADS))
 VECTORS = ("real", "imaginary", f"real{UNSCALED}", f"imaginary{UNSCALED}")
+
+CLEAR = 1e-3  # a layer: |ln(p/s)| up to this is neither smoothing nor sharpening
 
 Heads = Float64[np.ndarray, "heads"]
 Eigenvalues = Complex128[np.ndarray, "*batch head_dim"]
@@ -108,7 +113,8 @@ def observe(
         left, right = split_heads(value, out, g, _count_heads(shapes))
         with np.errstate(invalid="ignore"):  # of infinite weights, which are reported as NaN
             found = nonzero_eigenvalues(left, right)
-            described = describe(found) | {"asymmetry": asymmetry(left, right)}
+            null_space = left.shape[-1] < left.shape[-2]
+            described = describe(found, null_space) | {"asymmetry": asymmetry(left, right)}
         described |= {"real": np.real(found), "imaginary": np.imag(found)}
         per_head |= {f"{name}{suffix}": values for name, values in described.items()}
     nothing = dict.fromkeys(STATISTICS, np.nan) | {name: np.empty(0) for name in VECTORS}
@@ -184,8 +190,16 @@ def asymmetry(
         return np.sqrt(np.maximum(0.5 - 0.5 * trace / squares, 0.0))
 
 
-def describe(eigenvalues: Complex128[np.ndarray, "heads head_dim"]) -> dict[str, Heads]:
-    """Return what `metrics` says of each head's eigenvalues, but for the asymmetry."""
+def describe(
+    eigenvalues: Complex128[np.ndarray, "heads head_dim"], null_space: bool = True
+) -> dict[str, Heads]:
+    """Return what `metrics` says of each head's eigenvalues, but for the asymmetry.
+
+    Args:
+      eigenvalues: λ, the d_kv that need not be 0.
+      null_space: whether d_kv < d.
+    """
+    growth = np.abs(1 + eigenvalues).max(axis=-1)
     real = np.real(eigenvalues)
     broken = np.isnan(real).any(axis=-1)
     shares = {
@@ -197,42 +211,69 @@ def describe(eigenvalues: Complex128[np.ndarray, "heads head_dim"]) -> dict[str,
         "real_min": real.min(axis=-1),
         "real_max": real.max(axis=-1),
         "imaginary_max": np.abs(np.imag(eigenvalues)).max(axis=-1),
-        "growth": np.abs(1 + eigenvalues).max(axis=-1),
-        "sharpens_below": sharpens_below(eigenvalues),
+        "growth_of_shared": np.maximum(growth, 1.0) if null_space else growth,
+        "sharpens_below": sharpens_below(eigenvalues, null_space),
     }
 
 
-def sharpens_below(eigenvalues: Eigenvalues) -> Float64[np.ndarray, "*batch"]:
-    """Return the regime of a spectrum for every λ^A_min at once: it sharpens below this one.
+def sharpens_below(
+    eigenvalues: Eigenvalues, null_space: bool = True
+) -> Float64[np.ndarray, "*batch"]:
+    """Return m: under an attention with real λ^A, the head sharpens where λ^A_min < m.
 
-    For λ^A from λ^A_min to 1 the growth max_j |1 + λ_j λ^A| is convex in λ^A, so that one of the
-    two ends dominates: λ^A_min where λ^A_min < m, and 1 (smoothing) elsewhere. m is the largest
-    over j of the smaller root of |1 + λ_j m|² = max_i |1 + λ_i|². As attention has |λ^A| ≤ 1, it is
-    cut at −1: a head that smooths whatever its attention.
+    With s = max(1, max_j |1 + λ_j|) the growth of what tokens share, it is the largest over
+    λ_j ≠ 0 of the smaller root of |1 + λ_j m|² = s²,
+    −(Re λ_j + √(Re² λ_j + |λ_j|² (s² − 1)))/|λ_j|². For λ^A from λ^A_min to 1 the growth is convex
+    in λ^A, so that the ends alone decide. As |λ^A| ≤ 1, m is cut at −1: the head never sharpens.
+    With a null space m is not above 0. Complex λ^A of positive real part can sharpen all the same.
+
+    Args:
+      eigenvalues: λ, the d_kv that need not be 0.
+      null_space: whether d_kv < d: the head's H has the eigenvalue 0 besides, and s ≥ 1.
     """
     real, squares = np.real(eigenvalues), np.abs(eigenvalues) ** 2
     growth = (np.abs(1 + eigenvalues) ** 2).max(axis=-1, keepdims=True)
+    growth = np.maximum(growth, 1.0) if null_space else growth
     # The other root of each is at least 1, so the discriminant is below 0 by rounding alone.
     discriminant = np.maximum(real**2 + squares * (growth - 1), 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         roots = (-real - np.sqrt(discriminant)) / squares
     roots = np.where(squares == 0, -np.inf, roots)
-    return np.asarray(np.clip(roots.max(axis=-1), -1.0, 1.0))
+    return np.asarray(np.maximum(roots.max(axis=-1), -1.0) + 0.0)  # no −0
 
 
-def regime(eigenvalues: Complex128[np.ndarray, " head_dim"], smallest: float) -> str:
-    """Return "sharpening" or "smoothing": what a spectrum does under attention of this λ^A_min."""
-    return "sharpening" if smallest < sharpens_below(eigenvalues) else "smoothing"
+def regime(
+    eigenvalues: Complex128[np.ndarray, " head_dim"],
+    of_attention: complex | Complex128[np.ndarray, " others"] | Float64[np.ndarray, " others"],
+    null_space: bool = True,
+) -> str:
+    """Return "sharpens", "smooths" or "neither": what a head does under this attention.
+
+    By ln(p/s) against ±`CLEAR` a layer, p and s as in `forecast.forecast`.
+
+    Args:
+      eigenvalues: λ, the d_kv that need not be 0.
+      of_attention: λ^A but for the simple 1, complex ones too; of real ones the smallest may do.
+      null_space: whether d_kv < d.
+    """
+    others = np.atleast_1d(np.asarray(of_attention, np.complex128))
+    shared = np.abs(1 + eigenvalues).max()
+    apart = np.abs(1 + np.multiply.outer(eigenvalues, others)).max()
+    if null_space:
+        shared, apart = max(1.0, shared), max(1.0, apart)
+    change = np.log(apart / shared)
+    return "sharpens" if change > CLEAR else "smooths" if change < -CLEAR else "neither"
 
 
 def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
     """Return what the eigenvalues λ of one head's H = diag(g) W_V W_O say, or of an attention g.
 
     Of the d_kv non-zero ones: fraction_negative (Re λ < 0), fraction_sharpening (Re λ in [−1, 0)),
-    spectral_radius = max |λ|, real_min, real_max, imaginary_max = max |Im λ|; growth = max |1 + λ|,
-    the growth of what all tokens share; sharpens_below = m, the head sharpens where the smallest
-    eigenvalue of its attention lies below m and smooths elsewhere. asymmetry = ‖H−Hᵀ‖_F/(2‖H‖_F).
-    The same with `_unscaled` for g = 1. negative_scales: how many entries of g are below 0.
+    spectral_radius = max |λ|, real_min, real_max, imaginary_max = max |Im λ|; growth_of_shared =
+    max(1, max |1 + λ|), the growth of what all tokens share (max |1 + λ| where d_kv = d);
+    sharpens_below = m: under real λ^A the head sharpens where the smallest lies below m (−1:
+    never). asymmetry = ‖H−Hᵀ‖_F/(2‖H‖_F). The same with `_unscaled` for g = 1. negative_scales:
+    how many entries of g are below 0.
     """
     scales = statistics["negative_scales"]
     if not np.isnan(scales).all():
@@ -244,7 +285,8 @@ SPECTRUM = GroupMeasure(
     name="spectrum",
     definition="eigenvalues of each head's diag(g) W_V W_O: signs, shares, radius, asymmetry, and "
     "for which attention the head smooths or sharpens",
-    source="Dovonon et al. 2025 (arXiv 2401.04301); multi-head form and the threshold ours",
+    source="Dovonon et al. 2025 (arXiv 2401.04301); multi-head form, `asymmetry` and the "
+    "threshold ours",
     statistics=STATISTICS,
     vectors=VECTORS,
     groups=attention_arrays,

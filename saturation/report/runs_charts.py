@@ -107,7 +107,7 @@ COMPARED = (
     Compared("Argmax-like heads", "% of heads", "By `positions_mean`.", _argmax_like,
              limits=(-3, 103)),
     Compared("Threshold of heads", "sharpens_below",
-             "`sharpens_below`, median over heads: −1 makes tokens alike under any attention.",
+             "`sharpens_below`, median over heads: −1: the head sharpens under no attention.",
              _over(np.nanmedian, "sharpens_below"), limits=(-1.06, 1.06)),
     Compared("Token similarity", "mean cosine", "`token_cosine` behind the encoder's last norm.",
              _over(np.nanmean, "token_cosine", "encoder/final")),

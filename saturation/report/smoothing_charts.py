@@ -16,8 +16,9 @@ from saturation.report.style import BLACK, BLUE, GREY, VERMILION
 READS = (
     "Tokens of a sequence are alike where the cosine between them is near 1; where only |cos| is, "
     "they lie on one line and point both ways. ln(HFC/LFC) is what sets them apart over what they "
-    "share: where self-attention raises it they part, where it lowers it they grow alike; the "
-    "forecast is made from eigenvalues alone. No units; bars are standard errors over sequences."
+    "share: where it rises they part, where it falls they grow alike. The forecast is what the "
+    "layer's self-attention, its weights kept, would do a layer in all that are left. No units; "
+    "bars are standard errors over sequences."
 )
 
 
@@ -38,8 +39,8 @@ def smoothing_section(run: RunTable) -> Section | None:
         )
         changes = changes_chart(run, stack, last)
         if changes is not None:
-            title = f"{stack}: self-attention in each layer at step {last:,}"
-            says = "`forecast_change` and `measured_change`."
+            title = f"{stack}: forecast and fact in each layer at step {last:,}"
+            says = "`forecast_change`, `measured_change` and `onward_change`."
             panels.append(Panel(changes, title, says))
             held.append(say_holds(run, stack, last))
     return Section("Token similarity", READS, panels, note=" ".join(held)) if panels else None
@@ -75,12 +76,13 @@ def cosines_chart(run: RunTable, stack: str) -> go.Figure:
 
 
 def changes_chart(run: RunTable, stack: str, step: int) -> go.Figure | None:
-    """Return forecast and measured change of ln(HFC/LFC) in each layer at a step; None without."""
-    chart = empty_chart("change of ln(HFC/LFC)", height=380)
+    """Return forecast and measured changes of ln(HFC/LFC) in each layer at a step; None without."""
+    chart = empty_chart("change of ln(HFC/LFC) a layer", height=380)
     names = state_names(run, stack)
     for metric, label, colour, symbol in (
         ("forecast_change", "forecast", VERMILION, "diamond-open"),
-        ("measured_change", "measured", BLACK, "circle"),
+        ("measured_change", "self-attention did", BLACK, "circle"),
+        ("onward_change", "layers left did", BLUE, "square-open"),
     ):
         values = by_depth(run, stack, metric, step)
         bars = by_depth(run, stack, f"{metric}_stderr", step)

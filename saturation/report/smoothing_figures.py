@@ -40,7 +40,7 @@ def draw_smoothing(parent: Figure | SubFigure, run: RunTable) -> None:
         _changes(row[2], run, stack)
         _through_training(row[3], run, stack)
         row[0].set_ylabel(f"{stack}\nmean over pairs of tokens", fontsize=9)
-    headings = ("Cosine, last checkpoint", "HFC/LFC", "Change by self-attention", "HFC/LFC by step")
+    headings = ("Cosine, last checkpoint", "HFC/LFC", "Change a layer", "HFC/LFC by step")
     for axes, heading in zip(panels[0], headings, strict=True):
         axes.set_title(heading, fontsize=10)
     for axes in panels.flat:
@@ -123,11 +123,12 @@ def _ratios(axes: Axes, run: RunTable, stack: str) -> None:
 
 
 def _changes(axes: Axes, run: RunTable, stack: str) -> None:
-    """Draw forecast and measured change of ln(HFC/LFC) of each layer at the last checkpoint."""
+    """Draw forecast and measured changes of ln(HFC/LFC) of each layer at the last checkpoint."""
     last = shown_steps(run, stack)[-1]
     marks: dict[str, tuple[str, Any]] = {
         "forecast_change": ("forecast", {"marker": "D", "color": VERMILION, "mfc": "none"}),
-        "measured_change": ("measured", {"marker": "o", "color": BLACK}),
+        "measured_change": ("self-attention did", {"marker": "o", "color": BLACK}),
+        "onward_change": ("layers left did", {"marker": "s", "color": BLUE, "mfc": "none"}),
     }
     for metric, (label, look) in marks.items():
         values = by_depth(run, stack, metric, last)

@@ -15,8 +15,9 @@ _COLUMNS = {  # {heading: (metric, format)}
     "effective rank": ("effective_rank", ".1f"),
     "HFC/LFC": ("hfc_lfc", ".3g"),
     "forecast": ("forecast_change", "+.3f"),
-    "measured": ("measured_change", "+.3f"),
-    "agree": ("forecast_agrees", ".0%"),
+    "attention did": ("measured_change", "+.3f"),
+    "layers left did": ("onward_change", "+.3f"),
+    "agree": ("onward_agrees", ".0%"),
 }
 
 
@@ -40,7 +41,7 @@ def depth(run: RunTable, stack: str, metric: str) -> dict[str, Mapping[int, floa
 
 
 def holds_from(run: RunTable, stack: str, step: int) -> int | None:
-    """Return the layer from which on the forecast has the sign of what was measured, to the end.
+    """Return the layer from which on the forecast has the sign of what the layers left did.
 
     A layer's forecast holds where it agrees in more than half of the sequences; layers without a
     clear forecast are passed over. None where the last that has one does not agree, or none has.
@@ -55,7 +56,7 @@ def holds_from(run: RunTable, stack: str, step: int) -> int | None:
 
 def _agreements(run: RunTable, stack: str, step: int) -> list[tuple[int, bool]]:
     """Return the layers with a clear forecast, by depth, and whether it agrees."""
-    by_layer = depth(run, stack, "forecast_agrees")
+    by_layer = depth(run, stack, "onward_agrees")
     return [
         (int(layer.rpartition("_")[2]), at[step] > 0.5)
         for layer, at in by_layer.items()
@@ -95,12 +96,14 @@ GUIDE = (
     "HFC/LFC is what sets tokens apart over what they share: falling with depth, tokens become "
     "alike (they smooth); rising, they part (they sharpen). Read cosine and |cosine| together: "
     "tokens that part along one line have a cosine near 0 and a |cosine| near 1.",
-    "The forecast is by how much ln(HFC/LFC) would move in a layer if its self-attention alone "
-    "acted and its dominating pair of eigenvalues had already won: below 0 smoothing, above 0 "
-    "sharpening. Beside it what self-attention did, feed-forward and cross-attention left out.",
+    "The forecast is by how much ln(HFC/LFC) would move a layer if this layer's self-attention, "
+    "its weights kept, acted in all layers left and nothing else did: below 0 smoothing, above 0 "
+    "sharpening. Beside it what the self-attention did, once (for the last layer that is the "
+    "forecast itself), and what all parts of all layers left did, a layer; `agree` is with that.",
     "In spectrum.png each dot is an eigenvalue λ of a head's value-output matrix, divided by the "
     "root mean square of the layer's input where that was measured. The λ farthest from −1 "
     "decides: right of the disk it makes tokens alike, left of it (below −2) alike again, turning "
-    "sign from layer to layer, unless attention has a λ^A_min far enough below 0; with all λ "
-    "inside the disk tokens part.",
+    "sign from layer to layer, unless attention has a λ^A far enough below 0. With all λ inside "
+    "the disk nothing outgrows what the head leaves alone, and tokens part only where attention "
+    "has an eigenvalue below 0 (or a complex one) that makes |1 + λλ^A| exceed 1.",
 )

@@ -26,18 +26,19 @@ MOST_DOTS = 4000  # of a plane: as many as can be told apart
 ROWS = (  # metric, title, what is shown, what more to say, limits, colours
     ("fraction_negative", "Eigenvalues turned against the stream", "share with Re λ < 0",
      "½ in a random matrix.", (0.0, 1.0), "Viridis"),
-    ("fraction_sharpening", "Eigenvalues that sharpen under any attention",
+    ("fraction_sharpening", "Eigenvalues that do not make tokens alike",
      "share with Re λ in [−1, 0)", "If they are real and the stream's root mean square were 1.",
      (0.0, 1.0), "Viridis"),
     ("sharpens_below", "Which attention makes a head sharpen", "the threshold of λ^A_min",
-     "If the stream's root mean square were 1. "
-     "−1, red: the head makes tokens alike under any attention; 1, blue: it sharpens under any.",
+     "If the stream's root mean square were 1 and λ^A real. "
+     "−1, red: the head sharpens under none; 0: under any that has a λ^A below 0.",
      (-1.0, 1.0), "RdBu"),
 )  # fmt: skip
 READS = (
     "λ are the eigenvalues of what a head adds to the stream, diag(g) W_V W_O (no unit). A head "
     "sharpens, setting tokens apart, where the smallest eigenvalue λ^A_min of its attention lies "
-    "below a threshold, and else makes them alike. Rows are medians over a layer's heads."
+    "below a threshold; else it makes them alike, or, with all λ in [−1, 0), does neither. Rows are "
+    "medians over a layer's heads."
 )
 
 

@@ -34,14 +34,14 @@ TREND_HEIGHT = 3.2  # inches
 AGAIN, PART, ALIKE = "#EADCF4", "#DCEBF7", "#FBE9D7"
 REGIONS = {
     "|1 + λ| > 1, left: alike again, turning sign": AGAIN,
-    "|1 + λ| < 1: tokens part": PART,
+    "|1 + λ| < 1: not alike; they part if λ^A < 0": PART,
     "|1 + λ| > 1, right: tokens become alike": ALIKE,
 }
 TRENDS = {
     "fraction_negative": "share of λ with Re λ < 0",
     "spectral_radius": "max |λ|, median of heads",
     "asymmetry": "asymmetry: 0 symmetric, 1 skew",
-    "sharpens_below": "parts if attention's min λ < this",
+    "sharpens_below": "parts if attention's min λ < this; −1: never",
 }
 
 
