@@ -273,7 +273,7 @@ GLOSSARY = (
     Term(
         "token_rms",
         "mean over tokens of √(mean of x²)",
-        "How large a token is, on average.",
+        "How large tokens are.",
         "ours",
     ),
     Term(

@@ -37,8 +37,8 @@ ROWS = (  # metric, title, what is shown, what more to say, limits, colours
 READS = (
     "λ are the eigenvalues of what a head adds to the stream, diag(g) W_V W_O (no unit). A head "
     "sharpens, setting tokens apart, where the smallest eigenvalue λ^A_min of its attention lies "
-    "below a threshold; else it makes them alike, or, with all λ in [−1, 0), does neither. Rows are "
-    "medians over a layer's heads."
+    "below a threshold; else it makes them alike or, with all λ in [−1, 0), does neither. Rows "
+    "are medians over a layer's heads."
 )
 
 
