@@ -7,8 +7,8 @@ Times, in one process and taking turns, the forward pass with taps alone and the
 `smoothing` on top, on random weights and tokens, and counts the floating-point operations of matrix
 products in both programs. Prints JSON, and a sentence.
 
-With --against it times the pass with `smoothing` as it is in TREE, as it is here without joint
-sequences, and with one, each in a process of its own that runs when it is its turn.
+With --against it times the pass with `smoothing` as it is in TREE and as it is here (with
+--joint-sequences N also with N iterated), each in a process of its own that works in its turn.
 """
 
 from __future__ import annotations
@@ -101,9 +101,11 @@ def serve(arguments: argparse.Namespace) -> None:
 
 
 def against(arguments: argparse.Namespace) -> None:
-    """Time another tree's pass and this one's, with and without a joint sequence, in turns."""
+    """Time another tree's pass and this one's, in turns."""
     here = Path(__file__).resolve().parents[1]
-    asked = {"before": (arguments.against, 0), "now": (here, 0), "now_joint": (here, 1)}
+    asked = {"before": (arguments.against, 0), "now": (here, 0)}
+    if arguments.joint_sequences:
+        asked["now_joint"] = (here, arguments.joint_sequences)
     sizes = [f"--{name}={getattr(arguments, name)}" for name in ("size", "sequences", "length")]
     children = {
         name: subprocess.Popen(
@@ -126,7 +128,7 @@ def against(arguments: argparse.Namespace) -> None:
     for child in children.values():
         child.stdin.close()
         child.wait()
-    ratios = {name: ratio(timed, name, "before") for name in ("now", "now_joint")}
+    ratios = {name: ratio(timed, name, "before") for name in asked if name != "before"}
     print(json.dumps({
         "size": arguments.size, "sequences": arguments.sequences, "length": arguments.length,
         "cores": os.cpu_count(), "load": os.getloadavg()[0],

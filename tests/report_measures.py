@@ -82,7 +82,7 @@ def _random(generator, measure, metrics, scopes, steps) -> pd.DataFrame:
         "value": values.ravel(),
         "previous_step": pd.array([pd.NA] * values.size, dtype="Int64"),
     })  # fmt: skip
-    change = found["metric"].str.match("forecast|measured")
+    change = found["metric"].str.match("forecast|measured|onward")
     return found[~change | found["scope"].str.contains("/layers_")]
 
 

@@ -72,14 +72,15 @@ def freeze(
     both = valid[:, None, :, None] & valid[:, None, None, :]
     divisor = jnp.where(valid, jnp.sqrt(jnp.square(start).mean(axis=-1) + epsilon), 1)
     kept = jnp.where(both, weights.astype(start.dtype), 0)
-    kernels = (kernel.astype(start.dtype) for kernel in (value, out))
-    return Operator(kept, divisor, *kernels, valid), start
+    left, right = value.astype(start.dtype), out.astype(start.dtype)
+    return Operator(kept, divisor, left, right, valid), start
 
 
 def widened(operator: Operator) -> Operator:
     """Return L in the widest float there is."""
     wide = jnp.result_type(float)
-    return Operator(*(each.astype(wide) for each in operator[:-1]), operator.valid)
+    weights, divisor, value, out = (each.astype(wide) for each in operator[:-1])
+    return Operator(weights, divisor, value, out, operator.valid)
 
 
 def change_ahead(

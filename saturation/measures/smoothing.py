@@ -269,8 +269,15 @@ def _changes(
         same = (jnp.sign(change) == jnp.sign(ahead)).astype(change.dtype)
         return jnp.where(jnp.isnan(change), jnp.nan, same)
 
-    changes = dict(zip(CHANGES, (ahead, measured, onward), strict=True))
-    signs = dict(zip(AGREEMENT, (agrees(measured), agrees(onward)), strict=True))
+    changes: dict[str, Array] = {
+        "forecast_change": ahead,
+        "measured_change": measured,
+        "onward_change": onward,
+    }
+    signs: dict[str, Array] = {
+        "forecast_agrees": agrees(measured),
+        "onward_agrees": agrees(onward),
+    }
     counts = _counts({"compared": compared, "decided": decided})
     return _sums(changes, compared) | _sums(signs, decided) | counts
 
@@ -348,4 +355,5 @@ SMOOTHING = ActivationMeasure(
     statistics=STATISTICS,
     observe=observe,
     metrics=metrics,
+    version=2,
 )

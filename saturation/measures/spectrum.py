@@ -292,4 +292,5 @@ SPECTRUM = GroupMeasure(
     groups=attention_arrays,
     observe=observe,
     metrics=metrics,
+    version=2,
 )
