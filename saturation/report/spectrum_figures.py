@@ -41,7 +41,7 @@ TRENDS = {
     "fraction_negative": "share of λ with Re λ < 0",
     "spectral_radius": "max |λ|, median of heads",
     "asymmetry": "asymmetry: 0 symmetric, 1 skew",
-    "sharpens_below": "parts if attention's min λ < this; −1: never",
+    "sharpens_below": "parts if min λ^A < this; −1: never",
 }
 
 
