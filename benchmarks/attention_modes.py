@@ -2,11 +2,13 @@
 
     python benchmarks/attention_modes.py TRAJECTORY [--steps 0,1000] [--tokens FILE] [--length 83]
 
-For the self-attention of a T5's decoder, the mean number n of keys that each head attends to at
-τ = 0 is counted twice from the same scores: with future keys removed (a correct causal mask), and
-with scores multiplied by the mask, as the code released with Merrill et al. 2021 does: a future key
-then has score 0 and wins wherever all allowed scores are negative. States and weights are those of
-the model under its correct mask in both cases.
+For the self-attention of a T5's decoder, the mean number n of keys that each head attends to is
+counted in four networks: the model as it is, its exact parameter limit (MEASURES §6), and the model
+of 1000·θ in float64 and in float32, which is what Merrill et al. 2021 count in. In each, the same
+scores are counted under two masks: with future keys removed (a correct causal mask), and with
+scores multiplied by the mask, as the code released with that paper does: a future key then has
+score 0 and wins wherever all allowed scores are negative. States and weights are those under the
+correct mask in both cases.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import numpy as np
 
 from saturation.attention import tempered_softmax
 from saturation.batches import read_tokens
+from saturation.limit import saturate, scale_parameters
 from saturation.measures.forwards import Forwards
 from saturation.models import T5, T5Config
 from saturation.trajectory import open_trajectory
@@ -29,42 +32,56 @@ MASKS = {
 }
 
 
-def mean_positions(config: T5Config, params, encoder, decoder) -> dict[str, np.ndarray]:
-    """{mask: mean n of every decoder self-attention head}, and the share of rows all negative."""
+NETWORKS = ("as it is", "exact limit", "1000 θ, float64", "1000 θ, float32")
 
-    @jax.jit
-    def count(params, encoder, decoder):
-        taps = Forwards(config, params, encoder, decoder).soft
-        found = {name: [] for name in (*MASKS, "negative")}
-        for path in config.attention_names():
-            if path.endswith("/self_attention"):
-                scores = taps[f"{path}/scores"]
-                for name, mask in MASKS.items():
-                    n = (tempered_softmax(mask(scores), 0.0) > 0).sum(-1)
-                    found[name].append(n.mean((0, 2), dtype=jnp.float32))
-                found["negative"].append((scores.max(-1) < 0).mean((0, 2), dtype=jnp.float32))
-        return {name: jnp.concatenate(parts) for name, parts in found.items()}
 
+def mean_positions(config: T5Config, params, encoder, decoder) -> dict[tuple[str, str], np.ndarray]:
+    """{(network, mask): mean n of every decoder self-attention head}."""
+    paths = [path for path in config.attention_names() if path.endswith("/self_attention")]
+
+    def scores_of(params):
+        taps = Forwards(config, params, encoder, decoder).taps(params, attention_weights=True)
+        return [taps[f"{path}/scores"] for path in paths]
+
+    def means(counts) -> np.ndarray:
+        return np.concatenate([np.asarray(n, np.float64).mean((0, 2)) for n in counts])
+
+    def to_the_bit(params, mask):
+        return means([
+            (tempered_softmax(mask(scores), 0.0) > 0).sum(-1)
+            for scores in jax.jit(scores_of)(params)
+        ])  # fmt: skip
+
+    def in_the_limit(params, mask):
+        found = jax.jit(saturate(lambda p: [jax.nn.softmax(mask(s)) for s in scores_of(p)]))(params)
+        if not all(np.asarray(limit.valid).all() for limit in found):
+            raise SystemExit("some rows of the exact limit are not valid")
+        return means([(limit.value > 0).sum(-1) for limit in found])
+
+    found = {}
     with jax.default_matmul_precision("highest"):
-        return jax.device_get(count(params, encoder, decoder))
+        for name, mask in MASKS.items():
+            with jax.enable_x64(True):
+                wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+                found["as it is", name] = to_the_bit(wide, mask)
+                found["exact limit", name] = in_the_limit(wide, mask)
+                found["1000 θ, float64", name] = to_the_bit(scale_parameters(wide, 1e3), mask)
+            found["1000 θ, float32", name] = to_the_bit(scale_parameters(params, 1e3), mask)
+    return found
 
 
-def describe(label: str, found: dict[str, np.ndarray], length: int) -> None:
+def describe(label: str, found: dict[tuple[str, str], np.ndarray], length: int) -> None:
     future = (length * (length - 1) / 2 + 1) / length  # of a head whose scores are all negative
-    for mask in MASKS:
-        n = found[mask]
-        quantiles = " ".join(f"{x:6.2f}" for x in np.quantile(n, (0, 0.25, 0.5, 0.75, 1)))
-        near_one = np.mean(n < 1.5)
-        near_all_negative = np.mean(np.abs(n - future) < 2.5)
-        print(
-            f"{label:14s} {mask:10s} {len(n):3d} heads  n: {quantiles}   "
-            f"n < 1.5: {near_one:4.0%}   |n - {future:.2f}| < 2.5: {near_all_negative:4.0%}"
-        )
-    negative = found["negative"]
-    print(
-        f"{label:14s} rows whose scores are all negative: median head {np.median(negative):.0%}, "
-        f"most {negative.max():.0%}"
-    )
+    for network in NETWORKS:
+        for mask in MASKS:
+            n = found[network, mask]
+            quantiles = " ".join(f"{x:6.2f}" for x in np.quantile(n, (0, 0.25, 0.5, 0.75, 1)))
+            print(
+                f"{label:12s} {network:16s} {mask:10s} {len(n):3d} heads  n: {quantiles}   "
+                f"n < 1.5: {np.mean(n < 1.5):4.0%}   "
+                f"|n - {future:.2f}| < 2.5: {np.mean(np.abs(n - future) < 2.5):4.0%}",
+                flush=True,
+            )
 
 
 def main() -> None:

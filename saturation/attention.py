@@ -31,11 +31,15 @@ def tempered_softmax(
     exponent, over the keys j that `where` allows. Scores are compared in their own precision (two
     bfloat16 scores that rounded to the same number are a tie); the arithmetic is in float32, or in
     float64 where the scores are. Gradients are those of the formula for τ >= 1e-30, and 0 at τ = 0,
-    where the weights are constant almost everywhere; for float16 scores the slope 1/τ in them is
-    bounded by 4,094, which float16 has room for.
+    where the weights are constant almost everywhere; for float16 scores the slope 1/τ in them (not
+    the one in τ) is bounded by 4,094, which float16 has room for.
+
+    Ties are those of the scores given. Equal tokens do not always have equal scores: sums of the
+    same products in another order differ by roundings, on CPUs too. Whoever counts ties of
+    computed scores compares them by `saturation.ties`.
 
     Args:
-      scores: an array of any floating dtype. A score of -inf counts as a key that is not allowed.
+      scores: an array of any real dtype. A score of -inf counts as a key that is not allowed.
       temperature: τ, a number or an array that broadcasts to the shape of `scores`. It may be
         traced: no value of it compiles anew. Where it varies along `axis` the formula above is
         meant literally, with one τ_k for each key.
@@ -47,8 +51,8 @@ def tempered_softmax(
       Rows whose temperature is negative or NaN, where that is only known in a trace, are NaN.
 
     Raises:
-      ArgumentError: a temperature known to be negative or NaN, shapes that do not broadcast, or a
-        `where` of numbers.
+      ArgumentError: a temperature known to be negative or NaN, shapes that do not broadcast,
+        complex scores, or a `where` of numbers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,6 +60,11 @@ def tempered_softmax(
       [0.5 0.  0.5]
     """
     scores = jnp.asarray(scores)
+    if jnp.issubdtype(scores.dtype, jnp.complexfloating):
+        raise ArgumentError(
+            f"Scores must be real, to have a largest one; these are {scores.dtype}. Take their "
+            "real part or their magnitude."
+        )
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         scores = scores.astype(jnp.result_type(float))
     _check_temperature(temperature, scores.shape)
@@ -163,15 +172,16 @@ def _weights_jvp(
     info = jnp.finfo(temperature.dtype)
     usable = temperature >= float(info.tiny) / float(info.eps)
     inverse = jnp.where(usable, 1 / jnp.where(usable, temperature, 1.0), 0.0)
-    inverse = jnp.minimum(inverse, steepest)
     maximum, difference = _from_maximum(scores, allowed, axis)
     # The difference of a score of +inf from itself is NaN, and stands for 0.
     exponents = jnp.where(attended & jnp.isfinite(difference), difference, 0.0) * inverse
-    # The maximum's own slope is one number a row and cancels, unless τ differs between keys.
-    if temperature.shape[axis] > 1:
-        attains = allowed & (scores == maximum)
-        scores_dot = scores_dot - _mean(scores_dot, attains, axis)
-    slope = jnp.where(attended, scores_dot - exponents * temperature_dot, 0.0) * inverse
+    # The maximum's own slope is one number a row. Left in, it cancels between `slope` and `mean`,
+    # which costs the gradient at a dominating key its digits; where τ differs between keys it
+    # does not cancel at all.
+    scores_dot = scores_dot - _mean(scores_dot, allowed & (scores == maximum), axis)
+    of_scores = scores_dot * jnp.minimum(inverse, steepest)
+    of_temperature = exponents * temperature_dot * inverse
+    slope = jnp.where(attended, of_scores - of_temperature, 0.0)
     mean = jnp.sum(weights * slope, axis=axis, keepdims=True)
     return weights, weights * (slope - mean)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -290,30 +291,44 @@ def test_positions_attended_at_zero_under_a_causal_mask():
     np.testing.assert_array_equal((tempered_softmax(negative, 0, where=causal) > 0).sum(-1), 1)
 
 
-@pytest.mark.parametrize(
-    ("batch", "length", "heads", "head_dim"),
-    [(1, 7, 1, 3), (2, 16, 4, 4), (3, 33, 2, 8), (1, 128, 12, 64), (8, 61, 3, 16), (2, 100, 5, 7),
-     (1, 511, 2, 32)],
-)  # fmt: skip
-def test_equal_tokens_have_bit_equal_scores(batch, length, heads, head_dim):
-    """Else no tie would be seen at temperature 0: a key's score must not depend on its place."""
-    rng = np.random.default_rng(0)
-    embed = heads * head_dim
-    tokens = rng.integers(0, 4, (batch, length))
-    table, to_query, to_key = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32)
-        for shape in ((4, embed), (embed, embed), (embed, embed))
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32])
+@pytest.mark.parametrize("temperature", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
+def test_the_slope_in_the_temperature_is_exact_in_every_dtype(dtype, temperature):
+    """Only the slope in float16 scores is bounded; that in τ has float32's room."""
+    scores = np.array([1, 0.9995, 0.5, 0]).astype(dtype)
+    costs = np.array([1.0, -1.0, 0.5, 2.0], np.float32)
+
+    def cost(tau):
+        return (tempered_softmax(jnp.asarray(scores), tau).astype(jnp.float32) * costs).sum()
+
+    def exact(tau):
+        weights = [mpmath.exp((mpmath.mpf(float(s)) - 1) / tau) for s in scores]
+        total = sum(w * mpmath.mpf(float(c)) for w, c in zip(weights, costs, strict=True))
+        return total / sum(weights)
+
+    with mpmath.workdps(40):
+        expected = float(mpmath.diff(exact, mpmath.mpf(float(np.float32(temperature)))))
+    found = float(jax.grad(cost)(jnp.float32(temperature)))
+    assert found == pytest.approx(expected, rel=2e-5, abs=1e-30)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.02])
+def test_the_gradient_at_a_dominating_key_keeps_its_digits(temperature):
+    """It is minus the sum of the others', of which softmax(s/τ) leaves 0."""
+    scores = np.array([3.0, 1.2, 1.1, 3.0 - 20 * temperature], np.float32)
+    costs = np.array([1.0, -1.0, 0.5, 0.25], np.float32)
+    found = np.asarray(
+        jax.grad(lambda s: (tempered_softmax(s, temperature) * costs).sum())(jnp.asarray(scores)),
+        np.float64,
     )
+    wide = scores.astype(np.float64)
+    weights = exact_softmax(wide, temperature)
+    expected = weights * (costs - weights @ costs) / temperature
+    expected[0] = -expected[1:].sum()  # which does not cancel
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-37)  # float32's least
 
-    @jax.jit
-    def count_attended(tokens):
-        x = table[tokens]
-        query = (x @ to_query).reshape(batch, length, heads, head_dim)
-        key = (x @ to_key).reshape(batch, length, heads, head_dim)
-        with jax.default_matmul_precision("highest"):
-            return (attention(query, key, key, temperature=0)[1] > 0).sum(-1)
 
-    copies = np.stack([[(row == token).sum() for token in row] for row in tokens])
-    attended = np.asarray(count_attended(jnp.asarray(tokens)))  # (batch, heads, query)
-    for b, h, q in np.ndindex(attended.shape):
-        assert attended[b, h, q] in copies[b]
+@pytest.mark.usefixtures("unchecked")
+def test_complex_scores_are_refused():
+    with pytest.raises(ArgumentError, match=r"Scores must be real, .* these are complex64"):
+        tempered_softmax(jnp.asarray([1 + 2j, 0]), 1.0)

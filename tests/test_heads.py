@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,11 +65,60 @@ def test_heads_agree_with_brute_force(form, positions):
     split = [metrics["split_probability"] for metrics in expected.values()]
     assert positions or max(split) > 0.5  # tokens that repeat do tie
     for head, metrics in expected.items():
-        assert set(found[head]) == set(metrics)
+        of_limit = {"positions_mean_limit"}
+        assert set(found[head]) == set(metrics) | {"undecided", "ties_reliable"} | of_limit
+        assert found[head]["undecided"] == 0
+        assert found[head]["ties_reliable"] == 1
         for name, value in metrics.items():
             np.testing.assert_allclose(
                 found[head][name], value, 1e-9, 1e-9, err_msg=f"{head} {name}"
             )
+
+
+@pytest.mark.parametrize(("heads", "length"), [(1, 5), (1, 7), (1, 12), (1, 33), (2, 17), (4, 9)])
+def test_planted_ties_are_counted_though_a_cpu_breaks_them(heads, length):
+    """Repeated tokens and no positions: a query attends to every copy of one token, or none."""
+    config = dataclasses.replace(FORMS["v1_0"], num_heads=heads)
+    flat = random_parameters(config)
+    for stack in ("encoder", "decoder"):
+        flat[f"{stack}/relpos_bias/rel_embedding"] *= 0
+    params = nested({name: np.asarray(array, np.float64) for name, array in flat.items()})
+    rng = np.random.default_rng(length)
+    tokens = tuple(rng.integers(1, 4, (2, length)).astype(np.int32) for _ in range(2))
+    paths = ("encoder/layers_0/attention", "decoder/layers_0/encoder_decoder_attention")
+
+    @jax.jit
+    def observed(params):
+        made = Forwards(config, params, *tokens)
+        limits = [made.parameter_limit[f"{path}/weights"] for path in paths]
+        return [made.attended_keys(path) for path in paths], limits
+
+    with enable_x64(True):
+        as_is, in_limit = observed(params)
+    copies = tokens[0][:, None, :] == tokens[0][:, :, None]  # which keys are copies of which
+    for keys, limit in zip(as_is, in_limit, strict=True):
+        attended, limit_attended = np.asarray(keys.attended), np.asarray(limit.value) > 0
+        for b, h, q in np.ndindex(attended.shape[:3]):
+            assert any((attended[b, h, q] == copy).all() for copy in copies[b])
+            assert any((limit_attended[b, h, q] == copy).all() for copy in copies[b])
+        assert not keys.undecided.any()
+        assert limit.valid.all()
+
+
+def test_in_float32_scores_are_compared_to_the_bit_and_that_is_said():
+    config, _, params, tokens = case()
+    found = observe_table(HEADS, config, params, tokens)
+    assert {metrics["ties_reliable"] for metrics in found.values()} == {0.0}
+
+
+def test_the_limit_is_counted_where_it_is_asked_for():
+    config, _, params, tokens = case(dtype=np.float64)
+    with enable_x64(True):
+        found = jax.jit(
+            lambda p: HEADS.observe(Forwards(config, p, *tokens, limits=("attention",)))
+        )(params)
+    for statistics in found.values():
+        assert (np.asarray(statistics["limit_queries"]) == 0).all()
 
 
 def planted(change):
@@ -114,6 +165,9 @@ def test_a_uniform_head_attends_half_of_the_length_under_a_causal_mask():
         "distance_mean": -(length - 1) / 4,
         "distance_abs": (length - 1) / 4,
         "entropy": np.log(n).mean(),
+        "positions_mean_limit": (length + 1) / 2,
+        "undecided": 0,
+        "ties_reliable": 0,
         "tokens": length,
     }
     assert metrics == pytest.approx(expected, rel=1e-6)

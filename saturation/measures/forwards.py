@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from saturation.attention import tempered_softmax
+from saturation.attention import attention_scores, tempered_softmax
 from saturation.errors import MeasureError
 from saturation.limit import Limit, saturate, scale_parameters
 from saturation.measures.saturation import LIMITS
 from saturation.models import T5, T5Config, valid_decoder_tokens, valid_encoder_tokens
 from saturation.models.t5 import Taps
+from saturation.ties import judged, ties_reliable
 
 Parameters = dict[str, Any]
 
@@ -30,7 +31,7 @@ class AttentionWeights:
 
     Attributes:
       soft: the model's weights.
-      saturated: equal weight on every key whose score is the maximum, 0 elsewhere.
+      saturated: equal weight on every key whose score is the maximum to the bit, 0 elsewhere.
       queries: which queries hold a token.
       allowed: the number of keys each query may attend to.
       uniform: equal weight on each of those, 0 elsewhere.
@@ -43,6 +44,19 @@ class AttentionWeights:
     allowed: Int[Array, "#batch query"]
     uniform: Float[Array, "#batch query key"]
     distance: Int[Array, "query key"] | None
+
+
+class AttendedKeys(NamedTuple):
+    """Which keys of one attention share the largest score, by the rule of ties (MEASURES §6).
+
+    Attributes:
+      attended: whether the key does.
+      undecided: how many keys of each query are too near the largest score to be told from it, and
+        too far to be it. They are counted as not attended.
+    """
+
+    attended: Bool[Array, "batch heads query key"]
+    undecided: Int[Array, "batch heads query"]
 
 
 class Forwards:
@@ -132,11 +146,12 @@ class Forwards:
 
     @cached_property
     def parameter_limit(self) -> dict[str, Limit]:
-        """The exact limit c → ∞ of f(x; cθ)/c^k, by layer (MEASURES §6)."""
+        """The exact limit c → ∞ of f(x; cθ)/c^k, by layer (MEASURES §6), and `PATH/weights`."""
 
         def states(params: Parameters) -> Taps:
-            taps = self.taps(params)
-            return {scope: taps[scope] for scope in self.layers}
+            taps = self.taps(params, attention_weights=True)
+            weights = [f"{path}/weights" for path in self.config.attention_names()]
+            return {name: taps[name] for name in (*self.layers, *weights)}
 
         # Traced even in eager mode, where an element without a limit would raise: it is counted.
         return jax.jit(saturate(states, self.terms))(self.wide_params)
@@ -148,6 +163,46 @@ class Forwards:
         What scales them needs it: scores reach c^4, and what breaks their ties is c^3 smaller.
         """
         return jax.tree.map(lambda p: jnp.asarray(p, jnp.result_type(float)), self.params)
+
+    @cached_property
+    def wide(self) -> Taps:
+        """The taps of the model as it is, computed in the widest float there is."""
+        return self.taps(self.wide_params, attention_weights=True)
+
+    @cached_property
+    def ties_reliable(self) -> bool:
+        """Whether equal scores can be told from nearly equal ones: in float64 alone."""
+        return ties_reliable(jnp.result_type(float))
+
+    def attended_keys(self, path: str) -> AttendedKeys:
+        """Return the keys that each query of an attention of the model as it is attends at τ = 0.
+
+        Scores are those of `wide`. Where that is no float64, they are compared to the bit.
+        """
+        scores = self.wide[f"{path}/scores"]
+        largest = jnp.max(scores, axis=-1, keepdims=True)
+        allowed = scores > -jnp.inf
+        if not self.ties_reliable:
+            undecided = jnp.zeros(scores.shape[:-1], jnp.int32)
+            return AttendedKeys(allowed & (scores == largest), undecided)
+        bound = self._score_bounds(path)
+        of_largest = jnp.take_along_axis(bound, jnp.argmax(scores, -1, keepdims=True), axis=-1)
+        below = jnp.where(allowed, largest - scores, jnp.inf)
+        zero, undecided = judged(below, jnp.maximum(bound, of_largest), self._longest_sum())
+        return AttendedKeys(allowed & zero, jnp.sum(allowed & undecided, axis=-1))
+
+    def _score_bounds(self, path: str) -> Float[Array, "batch heads query key"]:
+        """B = Σ|q||k| + |bias| of every score."""
+        query, key = (jnp.abs(self.wide[f"{path}/{name}"]) for name in ("query", "key"))
+        bias = self.wide.get(f"{path}/bias")
+        return attention_scores(query, key, None if bias is None else jnp.abs(bias))
+
+    def _longest_sum(self) -> int:
+        """The longest contraction that a score can have met."""
+        config = self.config
+        lengths = self.encoder_input_tokens.shape[-1], self.decoder_input_tokens.shape[-1]
+        joined = config.num_heads * config.head_dim
+        return max(config.emb_dim, joined, config.mlp_dim, *lengths)
 
     @cached_property
     def scaled(self) -> Taps:

@@ -216,11 +216,12 @@ class MultiHeadAttention(nn.Module):
         bias: Float[Array, "1 heads query key"] | None,
         temperature: ArrayLike,
     ) -> tuple[Float[Array, "batch query embed"], dict[str, Array]]:
-        """Return the attended output, and the attention's `weights`, `scores` and `output`.
+        """Return the attended output, and the attention's taps.
 
-        The scores are those before the temperature, -inf where the mask allows no key, so that
-        `tempered_softmax(scores, τ)` gives the weights of any temperature. Both are (batch, heads,
-        query, key). The output is what is returned first, under a name.
+        `scores` are those before the temperature, -inf where the mask allows no key, so that
+        `tempered_softmax(scores, τ)` gives the `weights` of any temperature. Both are (batch,
+        heads, query, key). `query` and `key`, (batch, length, heads, head_dim), and `bias`, where
+        there is one, are what the scores are made of. `output` is what is returned first.
         """
         config = self.config
 
@@ -230,7 +231,8 @@ class MultiHeadAttention(nn.Module):
             return y.reshape(*x.shape[:-1], config.num_heads, config.head_dim)
 
         query = heads("query", queries_from, _query_kernel(config.head_dim))
-        scores = attention_scores(query, heads("key", keys_from), bias)
+        key = heads("key", keys_from)
+        scores = attention_scores(query, key, bias)
         weights = tempered_softmax(scores, temperature, where=mask)
         if self.spectrum is None:
             value = heads("value", keys_from)
@@ -244,7 +246,8 @@ class MultiHeadAttention(nn.Module):
         joined = attended.reshape(*attended.shape[:-2], -1)  # (batch, query, heads·head_dim)
         output = out(joined)
         scores = jnp.where(mask, scores, -jnp.inf)
-        return output, {"weights": weights, "scores": scores, "output": output}
+        made_of = {"query": query, "key": key} | ({} if bias is None else {"bias": bias})
+        return output, {"weights": weights, "scores": scores, "output": output, **made_of}
 
 
 def _query_kernel(head_dim: int) -> Initializer:

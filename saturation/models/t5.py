@@ -84,7 +84,8 @@ class T5(nn.Module):
           temperature: of every attention, a number or an array that broadcasts to (batch, heads,
             query, key); or a mapping from the path of an attention (`config.attention_names()`) to
             its own, and 1 for those it does not name.
-          attention_weights: whether the taps have the attentions' weights, scores and outputs.
+          attention_weights: whether the taps have the attentions' weights, scores and outputs,
+            and the queries, keys and biases that scores are made of.
 
         Returns:
           Logits in at least float32, and taps: `encoder/embedding`, `encoder/layers_0` (the
@@ -295,7 +296,7 @@ def _under(path: str, taps: Taps) -> Taps:
 
 def _named(stack: str, taps: Taps, attention_weights: bool) -> Taps:
     if not attention_weights:
-        inner = ("/weights", "/scores", "/output")
+        inner = ("/weights", "/scores", "/output", "/query", "/key", "/bias")
         taps = {k: tap for k, tap in taps.items() if not k.endswith(inner)}
     return _under(stack, taps)
 

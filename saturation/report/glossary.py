@@ -179,6 +179,24 @@ GLOSSARY = (
         "1 for an argmax-like (local) head, all keys for a mean-like (global) one.",
         SHORT,
     ),
+    Term(
+        "positions_mean_limit",
+        "mean of n in the exact parameter limit",
+        "The same where all parameters grow without bound; Merrill et al. count at c = 1000.",
+        MERRILL,
+    ),
+    Term(
+        "undecided",
+        "mean number of keys of a query neither told from the largest score nor equal to it",
+        "Above 0, n may be too small; 0 where scores are compared to the bit.",
+        "ours",
+    ),
+    Term(
+        "ties_reliable",
+        "1 where scores were computed in float64, else 0",
+        "0: equal tokens may have unequal scores, and n may be too small.",
+        "ours",
+    ),
     Term("positions_std", "standard deviation of n", "Whether a head does both.", SHORT),
     Term("split_probability", "P(n > 1)", "How often keys share the maximum.", SHORT),
     Term(
