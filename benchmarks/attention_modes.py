@@ -110,7 +110,7 @@ def main() -> None:
         steps = tuple(int(step) for step in arguments.steps.split(","))
     for step in steps:
         checkpoint = trajectory[step]
-        config = T5Config.from_parameters(checkpoint.parameters)
+        config = T5Config.from_checkpoint(checkpoint)
         found = mean_positions(config, checkpoint.load(), *tokens)
         describe(f"step {step:,}", found, arguments.length)
 

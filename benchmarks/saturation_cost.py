@@ -104,7 +104,7 @@ def forwards(config: T5Config, params: Any, tokens: np.ndarray) -> Candidates:
     """The ordinary forward, and the package's at τ = 0."""
 
     def forward(params, temperature):
-        return T5(config).apply({"params": params}, tokens, tokens, temperature)[0]
+        return T5(config).apply({"params": params}, tokens, tokens, temperature=temperature)[0]
 
     with mock.patch("saturation.models.layers.tempered_softmax", ordinary_softmax):
         ordinary = compiled(partial(forward, temperature=1.0), params)
@@ -176,7 +176,9 @@ def layer_memory(name: str) -> dict[str, float]:
     tokens = tokens_of(config, 8, 512)
 
     def encode(params, temperature=0.0):
-        return T5(config).apply({"params": params}, tokens, temperature, method="encode")[1]
+        return T5(config).apply(
+            {"params": params}, tokens, temperature=temperature, method="encode"
+        )[1]
 
     function = saturate(partial(encode, temperature=1.0), 4) if limit else encode
     rng = np.random.default_rng(0)

@@ -255,7 +255,7 @@ def _pass_of(
     """Return the pass for a checkpoint, the one in `kept` where there is one, compiled once."""
     from saturation.models import T5Config
 
-    config = T5Config.from_parameters(checkpoint.parameters)
+    config = T5Config.from_checkpoint(checkpoint)
     key = (config, tuple(measure.name for measure in measures))
     if key not in kept:
         kept[key] = _Pass(config, measures, settings)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -42,7 +44,7 @@ def compiled(config, dtype, attention_weights):
             {"params": parameters},
             encoder,
             decoder,
-            temperature,
+            temperature=temperature,
             attention_weights=attention_weights,
         )
 
@@ -239,12 +241,14 @@ def test_jit_is_eager_and_the_temperature_never_recompiles(form):
     @jax.jit
     def logits(parameters, encoder, decoder, temperature):
         traces.append(None)
-        return T5(config).apply({"params": parameters}, encoder, decoder, temperature)[0]
+        return T5(config).apply({"params": parameters}, encoder, decoder, temperature=temperature)[
+            0
+        ]
 
     for temperature in (1.0, 0.0, 1e-30, 0.5):
         ours = logits(parameters, encoder, decoder, temperature)
     assert len(traces) == 1
-    eager, _ = T5(config).apply({"params": parameters}, encoder, decoder, 0.5)
+    eager, _ = T5(config).apply({"params": parameters}, encoder, decoder, temperature=0.5)
     np.testing.assert_allclose(ours, eager, rtol=1e-3, atol=1e-4)
 
 
@@ -271,6 +275,42 @@ def test_a_temperature_for_each_attention():
 
 
 @pytest.mark.usefixtures("highest_precision")
+@pytest.mark.parametrize("method", ["__call__", "encode", "decode"])
+def test_a_temperature_by_position_is_refused_with_the_call_that_is_right(method):
+    """T5X calls (encoder, decoder, targets); targets would be temperatures where they broadcast."""
+    config = FORMS["v1_0"]
+    parameters = nested(in_dtype(random_parameters(config), np.float32))
+    encoder, decoder = random_tokens(config)
+    encoded = jnp.zeros((*encoder.shape, config.emb_dim), jnp.float32)
+    given = {
+        "__call__": (encoder, decoder),
+        "encode": (encoder,),
+        "decode": (encoded, encoder, decoder),
+    }
+    apply = partial(T5(config).apply, {"params": parameters}, method=method)
+    with pytest.raises(TypeError, match=r"by keyword: T5\(config\).*, temperature=…\)"):
+        apply(*given[method], decoder)
+
+
+def test_whether_logits_are_scaled_can_be_given_apart_from_the_head():
+    """Hugging Face from version 5 on ties heads whose logits are not scaled."""
+    config = FORMS["v1_0"]
+    flat = in_dtype(random_parameters(config), np.float32)
+    tokens = random_tokens(config)
+    scaled = T5(config).apply({"params": nested(flat)}, *tokens)[0]
+    plain = dataclasses.replace(config, scale_decoder_outputs=False)
+    found = T5(plain).apply({"params": nested(flat)}, *tokens)[0]
+    np.testing.assert_allclose(found, scaled * np.sqrt(config.emb_dim), rtol=1e-5, atol=1e-5)
+    untied = dataclasses.replace(config, logits_via_embedding=False)
+    assert (config.scales_logits, plain.scales_logits, untied.scales_logits) == (True, False, False)
+
+    class Checkpoint:
+        parameters = config.parameter_shapes()
+        settings: ClassVar = {"scale_decoder_outputs": False}
+
+    assert T5Config.from_checkpoint(Checkpoint()) == plain
+
+
 def test_gradients_in_parameters_and_temperature_are_finite():
     config = FORMS["umt5"]
     parameters = nested(in_dtype(random_parameters(config), np.float32))
@@ -279,7 +319,7 @@ def test_gradients_in_parameters_and_temperature_are_finite():
     @jax.jit
     def gradients(parameters, temperature):
         def loss(p, t):
-            logits, _ = T5(config).apply({"params": p}, encoder, decoder, t)
+            logits, _ = T5(config).apply({"params": p}, encoder, decoder, temperature=t)
             return jnp.mean(jax.nn.log_softmax(logits)[..., 3])
 
         return jax.grad(loss, (0, 1))(parameters, temperature)
@@ -294,7 +334,7 @@ def test_gradients_in_parameters_and_temperature_are_finite():
 
         @jax.jit
         def loss(t):
-            logits, _ = T5(config).apply({"params": wide}, encoder, decoder, t)
+            logits, _ = T5(config).apply({"params": wide}, encoder, decoder, temperature=t)
             return jnp.mean(jax.nn.log_softmax(logits)[..., 3])
 
         numeric = (loss(1 + step) - loss(1 - step)) / (2 * step)

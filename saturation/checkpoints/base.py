@@ -161,6 +161,8 @@ class Checkpoint:
       step: the training step, or None where nothing says it.
       format: the name of the format, such as `"t5x"`.
       path: where it lies.
+      settings: what its files say of the model's computation and no array tells: fields of
+        `T5Config`, such as `scale_decoder_outputs`.
     """
 
     def __init__(
@@ -170,8 +172,10 @@ class Checkpoint:
         format: str,
         arrays: Mapping[str, DiskArray],
         sources: Mapping[str, Source],
+        settings: Mapping[str, Any] | None = None,
     ):
         self.path, self.step, self.format = path, step, format
+        self.settings: Mapping[str, Any] = MappingProxyType(dict(settings or {}))
         self._arrays, self._sources = arrays, sources
 
     def __repr__(self) -> str:

@@ -237,7 +237,7 @@ class Forwards:
             {"params": params},
             self.encoder_input_tokens,
             self.decoder_input_tokens,
-            temperature,
+            temperature=temperature,
             attention_weights=attention_weights,
         )
         return cast(Taps, taps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from saturation.errors import ArgumentError
@@ -32,7 +32,9 @@ class T5Config:
       num_decoder_layers: blocks of the decoder.
       mlp_activations: ("relu",) in v1.0; ("gelu", "linear") is the gated block of v1.1, tanh-gelu
         on the first projection.
-      logits_via_embedding: the output head is the embedding, scaled by emb_dim^-1/2 (v1.0).
+      logits_via_embedding: the output head is the embedding (v1.0).
+      scale_decoder_outputs: what reaches the output head is scaled by emb_dim^-1/2; None, the
+        default, is where the head is the embedding, as T5X and Hugging Face up to version 4 do.
       per_layer_relative_bias: a relative bias in every layer (UMT5) in place of one a stack.
       relative_attention_num_buckets: buckets of the relative bias.
       relative_attention_max_distance: distance from which all share the last bucket.
@@ -55,6 +57,7 @@ class T5Config:
     relative_attention_max_distance: int = 128
     layer_norm_epsilon: float = 1e-6
     attention_spectrum: str | None = None
+    scale_decoder_outputs: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
@@ -129,6 +132,25 @@ class T5Config:
                 + "\n  ".join(differences)
             )
         return config
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Any) -> T5Config:
+        """Infer the configuration of a checkpoint: from its arrays, and from what its files say.
+
+        Args:
+          checkpoint: a `saturation.checkpoints.Checkpoint`; its `settings` are fields of this class
+            that no array tells, such as `scale_decoder_outputs`.
+
+        Raises:
+          ArgumentError: as `from_parameters`.
+        """
+        return replace(cls.from_parameters(checkpoint.parameters), **checkpoint.settings)
+
+    @property
+    def scales_logits(self) -> bool:
+        """Whether logits are divided by √emb_dim: `scale_decoder_outputs` where it is given."""
+        given = self.scale_decoder_outputs
+        return self.logits_via_embedding if given is None else given
 
     @property
     def gated(self) -> bool:

@@ -116,8 +116,8 @@ class Embedding(nn.Module):
         return jnp.take(self.embedding, tokens, axis=0, mode="fill").astype(dtype)
 
     def attend(self, x: Float[Array, "*batch embed"]) -> Float[Array, "*batch vocab"]:
-        """Return the tied head's logits, x · embeddingᵀ / √embed."""
-        return (x @ self.embedding.astype(x.dtype).T) / jnp.sqrt(self.features).astype(x.dtype)
+        """Return x · embeddingᵀ, the logits of a tied head but for its scale."""
+        return x @ self.embedding.astype(x.dtype).T
 
 
 class RelativePositionBias(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -72,8 +73,8 @@ class T5(nn.Module):
         self,
         encoder_input_tokens: Int[Array | np.ndarray, "batch encoder_length"],
         decoder_input_tokens: Int[Array | np.ndarray, "batch decoder_length"],
+        *unexpected: Any,
         temperature: ArrayLike | Temperatures = 1.0,
-        *,
         attention_weights: bool = False,
     ) -> tuple[Float[Array, "batch decoder_length vocab"], Taps]:
         """Return the logits and the taps.
@@ -100,27 +101,25 @@ class T5(nn.Module):
         Raises:
           ArgumentError: tokens that are not integers of shape (batch, length), or a temperature
             that cannot be used.
+          TypeError: a third positional argument: T5X's modules take targets there.
         """
-        encoded, taps = self.encode(
-            encoder_input_tokens, temperature, attention_weights=attention_weights
-        )
+        _refuse_positional("__call__", "encoder_input_tokens, decoder_input_tokens", unexpected)
+        asked: Any = {"temperature": temperature, "attention_weights": attention_weights}
+        encoded, taps = self.encode(encoder_input_tokens, **asked)
         logits, decoder_taps = self.decode(
-            encoded,
-            encoder_input_tokens,
-            decoder_input_tokens,
-            temperature,
-            attention_weights=attention_weights,
+            encoded, encoder_input_tokens, decoder_input_tokens, **asked
         )
         return logits, taps | decoder_taps
 
     def encode(
         self,
         encoder_input_tokens: Int[Array | np.ndarray, "batch length"],
+        *unexpected: Any,
         temperature: ArrayLike | Temperatures = 1.0,
-        *,
         attention_weights: bool = False,
     ) -> tuple[Float[Array, "batch length embed"], Taps]:
         """Return the encoder's output and taps; arguments as for the whole model."""
+        _refuse_positional("encode", "encoder_input_tokens", unexpected)
         tokens = _checked_tokens("encoder_input_tokens", encoder_input_tokens)
         mask = valid_encoder_tokens(tokens)[:, None, None, :]
         temperatures = self._temperatures(temperature)
@@ -132,11 +131,13 @@ class T5(nn.Module):
         encoded: Float[Array, "batch encoder_length embed"],
         encoder_input_tokens: Int[Array | np.ndarray, "batch encoder_length"],
         decoder_input_tokens: Int[Array | np.ndarray, "batch decoder_length"],
+        *unexpected: Any,
         temperature: ArrayLike | Temperatures = 1.0,
-        *,
         attention_weights: bool = False,
     ) -> tuple[Float[Array, "batch decoder_length vocab"], Taps]:
         """Return the logits and the decoder's taps, given the encoder's output and its tokens."""
+        names = "encoded, encoder_input_tokens, decoder_input_tokens"
+        _refuse_positional("decode", names, unexpected)
         tokens = _checked_tokens("decoder_input_tokens", decoder_input_tokens)
         sources = _checked_tokens("encoder_input_tokens", encoder_input_tokens)
         logits, taps = self.decoder(
@@ -238,9 +239,13 @@ class Decoder(nn.Module):
         x = RMSNorm(config.layer_norm_epsilon, name="decoder_norm")(x)
         taps["final"] = x
         wide = x.astype(at_least_float32(x.dtype))
-        if config.logits_via_embedding:
-            return attend(wide), taps
-        return Kernel(config.vocab_size, ("embed", "vocab"), name="logits_dense")(wide), taps
+        head = attend
+        if not config.logits_via_embedding:
+            head = Kernel(config.vocab_size, ("embed", "vocab"), name="logits_dense")
+        logits = head(wide)
+        if config.scales_logits:
+            logits = logits / jnp.sqrt(config.emb_dim).astype(logits.dtype)
+        return logits, taps
 
 
 class DecoderLayer(nn.Module):
@@ -299,6 +304,15 @@ def _named(stack: str, taps: Taps, attention_weights: bool) -> Taps:
         inner = ("/weights", "/scores", "/output", "/query", "/key", "/bias")
         taps = {k: tap for k, tap in taps.items() if not k.endswith(inner)}
     return _under(stack, taps)
+
+
+def _refuse_positional(method: str, names: str, unexpected: tuple[Any, ...]) -> None:
+    if unexpected:
+        call = f"T5(config).{method}({names}, temperature=…)".replace(".__call__", "")
+        raise TypeError(
+            f"The temperature is given by keyword: {call}. Found {len(unexpected)} more positional "
+            "argument(s); T5X's modules take targets there, which are no temperatures."
+        )
 
 
 def _checked_tokens(name: str, tokens: ArrayLike) -> Int[Array, "batch length"]:
