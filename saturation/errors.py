@@ -13,6 +13,14 @@ class CheckpointFormatError(SaturationError):
     """A checkpoint that is damaged, incomplete, hostile, or of no format that is read here."""
 
 
+class UnreadTypeError(CheckpointFormatError):
+    """An array whose elements have a type that is not read here; `reason` says which."""
+
+    def __init__(self, where: str, reason: str):
+        super().__init__(f"{where}: {reason}.")
+        self.reason = reason
+
+
 class TrajectoryError(SaturationError):
     """A place that holds no usable sequence of checkpoints, or not the steps asked for."""
 

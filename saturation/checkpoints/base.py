@@ -26,8 +26,13 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES: Mapping[str, np.dtype] = MappingProxyType(
     {
         "bfloat16": BFLOAT16,
-        "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-        "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+        **{
+            name: np.dtype(getattr(ml_dtypes, name))
+            for name in (
+                *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"),
+                *("float8_e4m3b11fnuz", "float8_e4m3", "float8_e3m4"),
+            )
+        },
         **{
             name: np.dtype(name)
             for name in (
@@ -37,10 +42,8 @@ DTYPES: Mapping[str, np.dtype] = MappingProxyType(
         },
     }
 )
-_WEIGHTS = frozenset(
-    DTYPES[name]
-    for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float16", "float32", "float64")
-)
+FLOAT8 = frozenset(dtype for name, dtype in DTYPES.items() if name.startswith("float8_"))
+_WEIGHTS = FLOAT8 | {DTYPES[name] for name in ("bfloat16", "float16", "float32", "float64")}
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,22 @@ class DiskArray(ABC):
     def is_weight(self) -> bool:
         """Whether this can be a parameter: real floating point and no scalar."""
         return len(self.shape) > 0 and self.dtype in _WEIGHTS
+
+
+class UnreadArray(DiskArray):
+    """An array that is there and whose elements are not read here.
+
+    Attributes:
+      reason: what is not read, such as "the type 'int4' is not read here".
+    """
+
+    def __init__(self, where: str, shape: tuple[int, ...], reason: str):
+        # Its elements have no type here, so that it can never be taken for a weight.
+        self.shape, self.dtype = shape, np.dtype(np.void)
+        self._where, self.reason = where, reason
+
+    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:  # noqa: D102
+        raise CheckpointFormatError(f"{self._where}: {self.reason}.")
 
 
 class MemoryArray(DiskArray):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from saturation.checkpoints.retry import redacted
 from saturation.checkpoints.storage import Folder
@@ -14,37 +16,48 @@ _CACHE_BYTES = 4 * 2**20  # for the nodes of the tree that leads to the values
 
 
 class Store:
-    """The keys and values under a `manifest.ocdbt`.
+    """The keys and values under one `manifest.ocdbt`, or under those of several processes.
+
+    A job of several processes writes a store for each, and merges them by copying every key into
+    one. Where it ended before that, a key is read from the store that has it; of a key that several
+    have (the descriptions of arrays, the same in each) the first counts, as in TensorStore's merge.
+
+    Args:
+      folder: how errors name the store.
+      parts: the folders that hold a manifest.
 
     Raises:
-      CheckpointFormatError: the store cannot be opened or is damaged.
+      CheckpointFormatError: a store cannot be opened or is damaged, or a process's is missing.
     """
 
-    def __init__(self, folder: Folder):
+    def __init__(self, folder: Folder, parts: Sequence[Folder]):
         import tensorstore as ts
 
         self._where = folder.path
-        spec = {
-            "driver": "ocdbt",
-            "base": folder.kvstore(),
-            "context": {"cache_pool": {"total_bytes_limit": _CACHE_BYTES}},
-        }
         # A checkpoint does not change: nodes of the tree read since now need no second look,
         # which over a network would be a request for each chunk.
         self._opened = time.time()
-        self._store = self._call(lambda: ts.KvStore.open(spec).result())
-        listed = self._call(lambda: self._store.list().result())
-        self.keys = frozenset(key.decode(errors="replace") for key in listed)
+        self._place: dict[str, Any] = {}
+        for part in parts:
+            spec = {
+                "driver": "ocdbt",
+                "base": part.kvstore(),
+                "context": {"cache_pool": {"total_bytes_limit": _CACHE_BYTES}},
+            }
+            store = self._call(lambda spec=spec: ts.KvStore.open(spec).result())
+            for key in self._call(lambda store=store: store.list().result()):
+                self._place.setdefault(key.decode(errors="replace"), store)
+        self.keys = frozenset(self._place)
 
     def fetch(self, name: str) -> Fetch:
         """Return the function from key to bytes of the array called `name`."""
         return lambda key: self._read(f"{name}/{key}")
 
     def _read(self, key: str) -> bytes | None:
-        if key not in self.keys:
+        if key not in self._place:
             return None
-        fresh = self._opened
-        found = self._call(lambda: self._store.read(key, staleness_bound=fresh).result())
+        store, fresh = self._place[key], self._opened
+        found = self._call(lambda: store.read(key, staleness_bound=fresh).result())
         return bytes(found.value)
 
     def _call(self, action):

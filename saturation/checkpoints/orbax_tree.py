@@ -7,12 +7,14 @@ there is also a msgpack file `checkpoint` whose leaves are small arrays or
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from saturation.checkpoints import msgpack_index, zarr, zarr3
-from saturation.checkpoints.base import DiskArray
+from saturation.checkpoints.base import DiskArray, UnreadArray
 from saturation.checkpoints.json_cost import refuse_heavy_json
 from saturation.checkpoints.lazy import cached_property
 from saturation.checkpoints.ocdbt import MANIFEST, Store
@@ -20,7 +22,7 @@ from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.t5x import folder_fetch
 from saturation.checkpoints.zarr import Fetch, ZarrArray
 from saturation.checkpoints.zarr3 import Zarr3Array
-from saturation.errors import CheckpointFormatError
+from saturation.errors import CheckpointFormatError, UnreadTypeError
 
 Keys = tuple[str, ...]
 
@@ -28,6 +30,9 @@ _METADATA = "_METADATA"
 _INDEX = "checkpoint"
 _PLACEHOLDER = "PLACEHOLDER://"
 _LARGEST_METADATA = 16 * 1024 * 1024
+_PROCESS = re.compile(r"ocdbt\.process_\d+")
+# T5X's arrays, under `target`, are a checkpoint only with the index beside them.
+_ARRAY = re.compile(r"(params|model)\..+")
 
 
 class Tree:
@@ -43,9 +48,11 @@ class Tree:
     @staticmethod
     def lies_in(folder: Folder) -> bool:
         """Say whether a folder directly holds an Orbax tree."""
-        if MANIFEST in folder.files or _METADATA in folder.files:
+        if MANIFEST in folder.files or _METADATA in folder.files or _unmerged(folder):
             return True
-        return _INDEX in folder.files and msgpack_index.first_key(folder, _INDEX) not in (
+        if _INDEX not in folder.files:
+            return any(_holds_array(folder, name) for name in _dotted(folder))
+        return msgpack_index.first_key(folder, _INDEX) not in (
             None,
             "version",
             "optimizer",
@@ -87,23 +94,29 @@ class Tree:
         return found
 
     def _open(self, name: str, described: Sequence[int] | None) -> DiskArray:
-        """Open one stored array, which must have the shape that `_METADATA` gives it."""
+        """Open one stored array, of which `_METADATA` may give the piece that a device writes."""
         where, fetch = self.folder.where(name), self._fetch(name)
-        if self._stored.get(name) == zarr3.DESCRIPTION:
-            kept = self._metadata.get("store_array_data_equal_to_fill_value") is True
-            array: DiskArray = Zarr3Array(where, fetch, elided=not kept)
-        else:
-            array = ZarrArray(where, fetch)
-        if described is not None and tuple(described) != array.shape:
+        elided = self._metadata.get("store_array_data_equal_to_fill_value") is not True
+        kind = Zarr3Array if self._stored.get(name) == zarr3.DESCRIPTION else ZarrArray
+        try:
+            array: DiskArray = kind(where, fetch, elided)
+        except UnreadTypeError as error:
+            return UnreadArray(where, tuple(described or ()), error.reason)
+        if described is not None and not _is_piece(tuple(described), array.shape):
             raise CheckpointFormatError(
                 f"{where}/{self._stored.get(name)} says shape {array.shape} and {_METADATA} says "
-                f"{tuple(described)}."
+                f"that devices wrote pieces of {tuple(described)}, which do not make it up."
             )
         return array
 
     @cached_property
     def _store(self) -> Store | None:
-        return Store(self.folder) if MANIFEST in self.folder.files else None
+        if MANIFEST in self.folder.files:
+            return Store(self.folder, (self.folder,))
+        # Each process wrote a store of its own, and the job ended before they were merged.
+        parts = (self.folder.child(name) for name in _unmerged(self.folder))
+        found = tuple(part for part in parts if MANIFEST in part.files)
+        return Store(self.folder, found) if found else None
 
     @cached_property
     def _stored(self) -> Mapping[str, str]:
@@ -151,7 +164,7 @@ class Tree:
 
     @cached_property
     def _shapes(self) -> Mapping[Keys, Sequence[int] | None]:
-        """Path of each leaf that `_METADATA` says is an array, and the shape if it says that."""
+        """Path of each leaf that `_METADATA` says is an array, and a device's piece's shape."""
         if not self._metadata:
             return {}
         try:
@@ -171,6 +184,28 @@ class Tree:
             f"{self.folder.where(_METADATA)} is damaged: it is not the description of a tree that "
             "Orbax writes."
         )
+
+
+def _unmerged(folder: Folder) -> list[str]:
+    return [name for name in folder.folders if _PROCESS.fullmatch(name)]
+
+
+def _dotted(folder: Folder) -> list[str]:
+    """Return a few folders whose names are paths in a tree of parameters, such as `params.w`."""
+    names = (name for name in folder.folders if _ARRAY.fullmatch(name))
+    return list(itertools.islice(names, 2))
+
+
+def _holds_array(folder: Folder, name: str) -> bool:
+    return any(folder.exists(f"{name}/{file}") for file in (zarr.DESCRIPTION, zarr3.DESCRIPTION))
+
+
+def _is_piece(piece: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Say whether an array can have been written in pieces of one shape, the last ones cut off."""
+    # How many devices there were is not written anywhere, so that any smaller piece will do.
+    return len(piece) == len(shape) and all(
+        part <= size for part, size in zip(piece, shape, strict=True)
+    )
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

@@ -1,7 +1,8 @@
 """Arrays in zarr version 2: a small description, and chunks under the keys `0.0`, `0.1`, ...
 
-Zarr readers fill a missing chunk with a default. Here a chunk that is not there is an error that
-names it: in a checkpoint it means that a file was lost, and zeros would be measured as weights.
+Zarr readers fill any missing chunk with a default. Here a chunk that is not there is an error that
+names it: a file was lost, and zeros would be measured as weights. But where the array declares a
+`fill_value`, its writer leaves out chunks that hold nothing else, and a missing one is that.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from saturation.checkpoints import blosc
 from saturation.checkpoints.base import DTYPES, Box, DiskArray, box_shape
 from saturation.checkpoints.json_cost import refuse_heavy_json
-from saturation.errors import CheckpointFormatError
+from saturation.errors import CheckpointFormatError, UnreadTypeError
 
 try:
     from deflate import DeflateError, gzip_decompress
@@ -35,6 +36,8 @@ Fetch = Callable[[str], bytes | None]
 # 4 bytes that can encode it. A declared size beyond that is a lie, told before memory is spent.
 _EXPANSION = {"gzip": 1100, "zlib": 1100, "zstd": 40_000, "blosc": 40_000}
 _MAX_RANK = 16
+# Nothing on disk vouches for the size of an array that was not written, so that it must be small.
+_LARGEST_ELIDED = 128 * 1024 * 1024
 _GZIP = b"\x1f\x8b"
 
 
@@ -58,6 +61,17 @@ class ChunkedArray(DiskArray):
             )
         self.shape, self.dtype = shape, dtype
         self._where, self._chunks = where, chunks
+        # What chunks hold that were left out, where the writer leaves such chunks out.
+        self._fill: int | float | None = None
+
+    def _absent(self, where: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return what a chunk holds that is not there, where that is known."""
+        if self._fill is None or self.nbytes > _LARGEST_ELIDED:
+            raise CheckpointFormatError(
+                f"{where} is missing: this chunk of an array of shape {self.shape} was not copied "
+                "or never written."
+            )
+        return np.broadcast_to(np.array(self._fill, self.dtype), shape)
 
     @property
     def pieces(self) -> tuple[int, ...]:  # noqa: D102
@@ -97,12 +111,14 @@ class ZarrArray(ChunkedArray):
     Args:
       where: how errors name the array, such as its folder.
       fetch: returns the bytes under a key such as `".zarray"` or `"0.1"`, or None.
+      elided: chunks that hold nothing but a declared fill value were not written.
 
     Raises:
+      UnreadTypeError: its elements have a type that is not read here.
       CheckpointFormatError: `.zarray` is missing, damaged, or of a kind not read here.
     """
 
-    def __init__(self, where: str, fetch: Fetch):
+    def __init__(self, where: str, fetch: Fetch, elided: bool = True):
         described = f"{where}/{DESCRIPTION}"
         meta = parse_metadata(described, fetch(DESCRIPTION), version=2)
         self._fetch = fetch
@@ -119,16 +135,14 @@ class ZarrArray(ChunkedArray):
             parse_sizes(described, "chunks", meta.get("chunks"), least=1),
             _dtype(described, meta.get("dtype")),
         )
+        self._fill = parse_fill(meta.get("fill_value")) if elided else None
 
     def _chunk(self, place: tuple[int, ...]) -> np.ndarray:
         key = self._separator.join(map(str, place)) or "0"
         where = f"{self._where}/{key}"
         data = self._fetch(key)
         if data is None:
-            raise CheckpointFormatError(
-                f"{where} is missing: this chunk of an array of shape {self.shape} was not copied "
-                "or never written."
-            )
+            return self._absent(where, self._chunks)
         size = math.prod(self._chunks) * self.dtype.itemsize
         raw = decompress(where, self._compressor, data, size)
         return np.frombuffer(raw, self.dtype).reshape(self._chunks, order=self._order)
@@ -222,6 +236,13 @@ def parse_sizes(described: str, key: str, value: Any, least: int) -> tuple[int, 
     return tuple(value)
 
 
+def parse_fill(value: Any) -> int | float | None:
+    """Return the number that an array declares for what is not there, or None."""
+    if value in ("NaN", "Infinity", "-Infinity"):
+        return float(value)
+    return value if isinstance(value, (int, float)) else None
+
+
 def _dtype(described: str, value: object) -> np.dtype:
     # Bare names, "bfloat16" among them, are tensorstore's extension of zarr.
     if isinstance(value, str) and value in DTYPES:
@@ -231,8 +252,8 @@ def _dtype(described: str, value: object) -> np.dtype:
     except (TypeError, ValueError):
         dtype = None
     if dtype is None or dtype not in DTYPES.values():
-        raise CheckpointFormatError(
-            f"{described}: the type {value!r:.200} is not read here (little-endian numbers are)."
+        raise UnreadTypeError(
+            described, f"the type {value!r:.200} is not read here (little-endian numbers are)"
         )
     return dtype
 

@@ -20,17 +20,16 @@ from saturation.checkpoints.zarr import (
     ChunkedArray,
     Fetch,
     decompress,
+    parse_fill,
     parse_metadata,
     parse_sizes,
 )
-from saturation.errors import CheckpointFormatError
+from saturation.errors import CheckpointFormatError, UnreadTypeError
 
 DESCRIPTION = "zarr.json"
 
 _EMPTY = 2**64 - 1
 _CHECKSUM_BYTES = 4
-# Nothing on disk vouches for the size of an array that was not written, so that it must be small.
-_LARGEST_ELIDED = 128 * 1024 * 1024
 
 
 class Zarr3Array(ChunkedArray):
@@ -47,17 +46,18 @@ class Zarr3Array(ChunkedArray):
     """
 
     def __init__(self, where: str, fetch: Fetch, elided: bool):
-        self._fetch, self._elided = fetch, elided
+        self._fetch = fetch
         meta = parse_metadata(f"{where}/{DESCRIPTION}", fetch(DESCRIPTION), version=3)
         data_type, fill = meta.get("data_type"), meta.get("fill_value")
         grid, encoding = _named(meta.get("chunk_grid")), _named(meta.get("chunk_key_encoding"))
-        if not isinstance(data_type, str) or data_type not in DTYPES or grid[0] != "regular":
-            raise _unread(where, f"data type {data_type!r} and chunk grid {grid[0]!r}")
+        if grid[0] != "regular":
+            raise _unread(where, f"chunk grid {grid[0]!r}")
+        if not isinstance(data_type, str) or data_type not in DTYPES:
+            raise UnreadTypeError(where, f"the data type {data_type!r:.200} is not read here")
         if encoding[0] not in ("default", "v2"):
             raise _unread(where, f"chunk keys {encoding[0]!r}")
         self._prefix = ("c",) if encoding[0] == "default" else ()
         self._separator = encoding[1].get("separator", "/" if self._prefix else ".")
-        self._fill = fill if isinstance(fill, (int, float)) else None
         self._codecs = _codecs(where, meta.get("codecs"))
         super().__init__(
             where,
@@ -65,6 +65,7 @@ class Zarr3Array(ChunkedArray):
             parse_sizes(where, "chunk_shape", grid[1].get("chunk_shape"), least=1),
             DTYPES[data_type],
         )
+        self._fill = parse_fill(fill) if elided else None
 
     def _chunk(self, place: tuple[int, ...]) -> np.ndarray:
         key = self._separator.join((*self._prefix, *map(str, place))) or "c"
@@ -110,14 +111,6 @@ class Zarr3Array(ChunkedArray):
         if names[:1] != ["bytes"] or len(names) > 2 or compressor not in (None, "zstd", "gzip"):
             raise _unread(where, f"codecs {names}")
         return np.frombuffer(decompress(where, compressor, data, size), self.dtype).reshape(shape)
-
-    def _absent(self, where: str, shape: tuple[int, ...]) -> np.ndarray:
-        if not self._elided or self._fill is None or self.nbytes > _LARGEST_ELIDED:
-            raise CheckpointFormatError(
-                f"{where} is missing: this chunk of an array of shape {self.shape} was not copied "
-                "or never written."
-            )
-        return np.broadcast_to(np.array(self._fill, self.dtype), shape)
 
 
 def _index(
