@@ -16,6 +16,7 @@ from saturation.checkpoints.base import Checkpoint, DiskArray, Source, refuse_lo
 from saturation.checkpoints.json_cost import refuse_heavy_json
 from saturation.checkpoints.safetensors import is_safetensors, read_header
 from saturation.checkpoints.storage import Folder
+from saturation.checkpoints.t5_settings import t5_settings
 from saturation.checkpoints.torch_pickle import is_archive, read_archive
 from saturation.errors import CheckpointFormatError
 
@@ -68,13 +69,14 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     if not arrays:
         raise CheckpointFormatError(f"{folder.path} holds no arrays.")
     refuse_long_names(arrays, folder.path)
-    kind = config.get("model_type")
+    kind, settings = config.get("model_type"), {}
     if kind in _T5_TYPES or (kind is None and names.is_hugging_face_t5(arrays)):
         arrays = _without_aliases(arrays, tied=config.get("tie_word_embeddings", True) is not False)
         sources = names.hugging_face_t5(arrays, folder.path, per_layer_bias=kind == "umt5")
+        settings = t5_settings(config, folder.where(_CONFIG)) if kind else {}
     else:
         sources = _own_names(arrays)
-    return Checkpoint(folder.path, step, NAME, arrays, sources)
+    return Checkpoint(folder.path, step, NAME, arrays, sources, settings)
 
 
 def _arrays(folder: Folder) -> dict[str, DiskArray]:

@@ -142,9 +142,20 @@ class T5Config:
             that no array tells, such as `scale_decoder_outputs`.
 
         Raises:
-          ArgumentError: as `from_parameters`.
+          ArgumentError: as `from_parameters`; or a setting that no T5 here has, such as an unknown
+            activation.
         """
-        return replace(cls.from_parameters(checkpoint.parameters), **checkpoint.settings)
+        inferred, settings = cls.from_parameters(checkpoint.parameters), checkpoint.settings
+        named = settings.get("mlp_activations", inferred.mlp_activations)
+        try:
+            if len(named) != len(inferred.mlp_activations):
+                raise ArgumentError(
+                    f"the arrays are of a feed-forward block with {len(inferred.mlp_activations)} "
+                    f"input projections, and its activations are said to be {', '.join(named)}."
+                )
+            return replace(inferred, **settings)
+        except ArgumentError as error:
+            raise ArgumentError(f"{checkpoint.path}: {error}") from error
 
     @property
     def scales_logits(self) -> bool:
