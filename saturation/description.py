@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import saturation
 from saturation.errors import ResultsError
 from saturation.measures.base import Measure
-from saturation.parts import former_measures, refuse_other_versions
+from saturation.parts import IDENTITY, former_measures, refuse_other_versions, unrecorded
 from saturation.runfolder import RunFolder
 
 if TYPE_CHECKING:
-    from saturation.checkpoints.base import Checkpoint, Parameter
+    from saturation.checkpoints.base import Parameter
     from saturation.trajectory import Trajectory
 
 # What is read for a part, where it can be: writing one takes as long as reading some 10 MB.
@@ -22,18 +21,6 @@ READ_FOR_PART = 512 * 2**20
 BUNDLE_BYTES = 32 * 2**20
 # Of all that is not large itself, so that shards are alike and a kill loses little.
 FEWEST_BUNDLES, MOST_BUNDLES = 8, 32
-
-
-def identity(checkpoint: Checkpoint) -> str:
-    """Return a hash that identifies a checkpoint: its shapes and its smallest matrix's values."""
-    parameters = checkpoint.parameters
-    digest = hashlib.sha256()
-    for name, parameter in parameters.items():
-        digest.update(f"{name} {parameter.shape}\n".encode())
-    matrices = [name for name, parameter in parameters.items() if len(parameter.shape) > 1]
-    smallest = min(matrices or parameters, key=lambda name: (parameters[name].size, name))
-    digest.update(checkpoint.read(smallest).tobytes())
-    return digest.hexdigest()[:32]
 
 
 def describe_run(
@@ -46,9 +33,8 @@ def describe_run(
         "trajectory": trajectory.path,
         "format": trajectory[steps[0]].format,
         "steps": list(steps),
-        "identity": {
-            str(step): identity(trajectory[step]) for step in sorted({steps[0], steps[-1]})
-        },
+        "identity": {str(step): known for step, known in trajectory.fingerprints().items()},
+        "identity_of": IDENTITY,
         "measures": [measure.name for measure in measures],
         "versions": {measure.name: measure.version for measure in measures},
         "arrays": _describe_arrays(parameters),
@@ -89,6 +75,7 @@ def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -
         folder.describe(asked)
         return asked
     refuse_other_versions(folder, found)
+    _refuse_former_identity(folder, found)
     _refuse_other_trajectory(folder, found, asked["identity"], trajectory)
     refuse_other_arrays(folder, found, asked["steps"], asked["arrays"])
     _refuse_former_measures(folder, found)
@@ -124,13 +111,19 @@ def _refuse_former_measures(folder: RunFolder, found: Mapping[str, Any]) -> None
         )
 
 
+def _refuse_former_identity(folder: RunFolder, found: Mapping[str, Any]) -> None:
+    if lacking := unrecorded(found):
+        raise ResultsError(
+            f"{folder.path}: {lacking}, so that nothing can be added to it; measure into a new "
+            "folder with another --out."
+        )
+
+
 def _refuse_other_trajectory(
     folder: RunFolder, found: dict[str, Any], known: Mapping[str, str], trajectory: Trajectory
 ) -> None:
-    for step, expected in found.get("identity", {}).items():
-        if int(step) not in trajectory.steps:
-            continue
-        if (known.get(step) or identity(trajectory[int(step)])) != expected:
+    for step, expected in found["identity"].items():
+        if step in known and known[step] != expected:
             raise ResultsError(
                 f"{folder.path} holds the run of another trajectory, {found['trajectory']}: its "
                 f"checkpoint {step} is not the one in {trajectory.path}. Choose another --out."

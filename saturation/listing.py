@@ -141,6 +141,8 @@ def status_text(run: str, found: Status) -> str:
             lines.append(f"  {'':<12}missing: {', '.join(missing[:5])}{more}")
     if found.former:
         lines.append(f"  left out: {found.former}; measure it again into a new folder")
+    if found.unrecorded:
+        lines.append(f"  {found.unrecorded}; it is read, and nothing is added to it")
     lines.append("  complete" if found.complete else "  incomplete: run the same `measure` again")
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from saturation.runfolder import RUN_FILE, RunFolder, part_name
 if TYPE_CHECKING:
     from pyarrow import Array
 
+IDENTITY = "files"  # what the fingerprints in `run.json` are taken of
 ACTIVATIONS = "activations"  # stands for an array's name in the parts of a measure of activations
 
 
@@ -33,12 +34,14 @@ class Status:
       present, expected: {measure: number of (array, step) pairs, or of steps for activations}.
       missing: {measure: the arrays or groups that lack some step, or the steps that lack}.
       former: what another version of a measure wrote, in words, which is not read; "" for nothing.
+      unrecorded: what the version that wrote the run did not record, in words; "" for nothing.
     """
 
     present: dict[str, int]
     expected: dict[str, int]
     missing: dict[str, list[str]]
     former: str = ""
+    unrecorded: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Return the fields as JSON holds them, and `complete`."""
@@ -93,6 +96,16 @@ def former_measures(described: Mapping[str, Any]) -> str:
     return "; ".join(said)
 
 
+def unrecorded(described: Mapping[str, Any]) -> str:
+    """Return what the version that wrote a run did not record, in words; "" for nothing."""
+    if described.get("identity_of") == IDENTITY:
+        return ""
+    return (
+        "a former version wrote this run, which records one small matrix of its first and last "
+        "checkpoint and no fingerprint of every checkpoint"
+    )
+
+
 def readable_measures(described: Mapping[str, Any]) -> list[Measure]:
     """Return the measures of a run that are this version's.
 
@@ -125,7 +138,7 @@ def status(folder: RunFolder) -> Status:
             missing[measure.name] = [f"step {steps[i]}" for i in lacking[ACTIVATIONS]]
         else:
             missing[measure.name] = [name for name, positions in lacking.items() if positions]
-    return Status(present, expected, missing, former_measures(described))
+    return Status(present, expected, missing, former_measures(described), unrecorded(described))
 
 
 def part_keys(measure: Measure, described: Mapping[str, Any]) -> Mapping[str, Sequence[str]]:

@@ -53,7 +53,8 @@ def load_results(run: str | Any, partial: bool = False) -> pd.DataFrame:
         of all its measures wrote it.
 
     Warns:
-      FormerVersionWarning: another version of a measure wrote part of it, which is left out.
+      FormerVersionWarning: another version of a measure wrote part of it, which is left out, or
+        another version wrote it that recorded less.
     """
     import pandas as pd
 
@@ -64,6 +65,12 @@ def load_results(run: str | Any, partial: bool = False) -> pd.DataFrame:
         warnings.warn(
             f"{folder.path}: left out what another version of a measure wrote ({found.former}). "
             "Measure it again into a new folder.",
+            FormerVersionWarning,
+            stacklevel=2,
+        )
+    if found.unrecorded:
+        warnings.warn(
+            f"{folder.path}: {found.unrecorded}; it is read, and nothing is added to it.",
             FormerVersionWarning,
             stacklevel=2,
         )

@@ -29,6 +29,7 @@ from saturation.run_activations import (
 )
 from saturation.run_groups import measure_groups
 from saturation.run_weights import WeightStream
+from saturation.runfolder import RunFolder
 from saturation.sharding import make_mesh
 from saturation.signals import interrupt_requested
 
@@ -129,9 +130,25 @@ def measure(
             measure_groups(trajectory, parameters, groups, folder, progress, stop)
         if steps and settings is not None:
             measure_activations(trajectory, steps, settings, folder, progress, stop)
+    everywhere(trajectory.refuse_changed)
     # Another command may have written `run.json` when this one did, and known nothing of it.
-    join_run(folder, described, trajectory)
+    if folder.description() is None:
+        raise _deleted(folder)
+    bundled = join_run(folder, described, trajectory)["bundles"]
+    if (
+        jobs(folder, trajectory.steps, parameters, bundled, weights, shard)[0]
+        or group_jobs(folder, trajectory.steps, parameters, grouped, shard)[0]
+        or any(activation_steps(folder, trajectory.steps, activated, shard)[0].values())
+    ):
+        raise _deleted(folder)
     return Outcome(computed, reused, tuple(sorted(stream.nonfinite)))
+
+
+def _deleted(folder: RunFolder) -> ResultsError:
+    return ResultsError(
+        f"{folder.path} was deleted, in whole or in part, while it was written. Run the same "
+        "command again, and let nothing else write to that folder."
+    )
 
 
 def _refuse_out_of_checkpoint(out: str, trajectory: Trajectory) -> None:

@@ -123,6 +123,7 @@ class WeightStream:
             self._halt.set()
             return False
         job, totals = cast(tuple[Job, Totals], result)
+        everywhere(lambda: self._refuse_changed(job))
         _add_processes(totals, job.measures)
         totals = {name: values[:, len(job.earlier) :] for name, values in totals.items()}
         steps = np.array(self.trajectory.steps[job.start : job.stop], np.int64)
@@ -137,6 +138,11 @@ class WeightStream:
                 count = int(totals["nonfinite"][array, position])
                 self.nonfinite.append((int(steps[position]), job.names[array], count))
         return True
+
+    def _refuse_changed(self, job: Job) -> None:
+        read = (*job.earlier, *range(job.start, job.stop))
+        steps = [self.trajectory.steps[position] for position in read]
+        self.trajectory.refuse_changed(steps, unwatched=True)
 
     def _measure(self, job: Job, readers: Executor | None) -> Totals:
         """Stream a job's arrays through its steps, and return the statistics at all it reads."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from saturation import checkpoints
 from saturation.checkpoints import Checkpoint, Folder
+from saturation.checkpoints.fingerprint import fingerprint
 from saturation.checkpoints.parallel import AT_ONCE, each
 from saturation.errors import CheckpointFormatError, TrajectoryError
 
@@ -88,6 +89,33 @@ class Trajectory:
         pairs = tuple((name, folder.digest(name)) for name in folder.files)
         known = tuple((name, digest) for name, digest in pairs if digest is not None)
         return known if known and len(known) == len(pairs) else None
+
+    def fingerprint(self, step: int) -> str:
+        """Return a hash by which the checkpoint of a step is known again, see `fingerprint`."""
+        return fingerprint(self._folders[step], self[step])
+
+    def fingerprints(self) -> dict[int, str]:
+        """Return the fingerprint of every step, several at once over a network."""
+        found = each(self.fingerprint, self.steps, AT_ONCE if self.remote else 1)
+        return dict(zip(self.steps, found, strict=True))
+
+    def refuse_changed(self, steps: Sequence[int] = (), unwatched: bool = False) -> None:
+        """Raise where a checkpoint on a disk is not what it was when it was opened.
+
+        Args:
+          steps: which; all by default.
+          unwatched: look only at those that another library reads; each read of ours looks itself.
+
+        Raises:
+          CheckpointFormatError: the first that changed, by its step and file.
+        """
+        for step in steps or self.steps:
+            if path := self._folders[step].changed(unwatched):
+                raise CheckpointFormatError(
+                    f"{self.path}: the checkpoint of step {step} changed while it was measured: "
+                    f"{path} is not what it was when it was opened. Measure a trajectory that "
+                    "nobody writes to any more, into a new folder."
+                )
 
     def is_checkpoint_name(self, name: str) -> bool:
         """Whether a folder of this name, beside the checkpoints, would be taken for one."""

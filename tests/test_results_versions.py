@@ -16,7 +16,7 @@ from saturation.errors import FormerVersionWarning, ResultsError
 from saturation.listing import status_text
 from saturation.measures import MEASURES
 from saturation.measures.base import ActivationMeasure, GroupMeasure
-from saturation.parts import describe, part_keys, status, write_part
+from saturation.parts import IDENTITY, describe, part_keys, status, write_part
 from saturation.results import load_results, load_vectors
 from saturation.run import measure
 from saturation.runfolder import RunFolder
@@ -41,6 +41,7 @@ def write_run(path: Path, name: str, without: str = "", **changes) -> str:
         "arrays": {array: {"shape": list(shape)} for array, shape in SHAPES.items()},
         "bundles": {"all": list(SHAPES)},
         "versions": {name: measure.version},
+        "identity_of": IDENTITY,
     }
     folder.describe({key: said for key, said in (described | changes).items() if said is not None})
     spans = [(step, step) for step in STEPS] if isinstance(measure, ActivationMeasure) else [STEPS]

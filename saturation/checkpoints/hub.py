@@ -98,7 +98,7 @@ class Hub(Place):
 
     def fetch(self, path: str, start: int, stop: int) -> bytes:  # noqa: D102
         address = f"{self._resolve}{_below(path)}"
-        data, _ = self._client.range(address, start, stop, _headers())
+        data, *_ = self._client.range(address, start, stop, _headers())
         return exactly(data, start, stop)
 
 

@@ -31,10 +31,17 @@ _DIGESTS = ("md5Hash", "ETag", "etag", "checksum")
 
 @dataclass(frozen=True)
 class File:
-    """What a listing says of a file: its size in bytes, and the place's own hash of its content."""
+    """What a listing says of a file.
+
+    Attributes:
+      size: in bytes.
+      digest: the place's own hash of its content.
+      version: what the place changes with the content, where it has no hash.
+    """
 
     size: int
     digest: str | None = None
+    version: str | None = None
 
 
 # Name -> file, or the listing of a folder, or None for a folder that was not looked into.

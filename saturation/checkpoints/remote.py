@@ -11,7 +11,7 @@ import importlib.util
 import posixpath
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from saturation.checkpoints.bridge import bridged
 from saturation.checkpoints.cache import DiskCache, Recent
 from saturation.checkpoints.parallel import each
 from saturation.checkpoints.places import Bucket, File, Listing, Place
-from saturation.checkpoints.storage import Folder, open_folder
+from saturation.checkpoints.storage import Folder, Mark, open_folder
 from saturation.errors import CheckpointFormatError
 
 # Of a file up to the first size all comes with its beginning, of a larger one so many bytes.
@@ -116,6 +116,19 @@ class RemoteFolder(Folder):
 
     def digest(self, name: str) -> str | None:  # noqa: D102
         return self._file(self._inside(name)).digest
+
+    def marks(self) -> Iterator[tuple[str, Mark]]:  # noqa: D102
+        for name, entry in sorted(self._listing.items()):
+            if isinstance(entry, File):
+                yield name, Mark(entry.size, entry.digest or entry.version)
+            else:
+                with self._lock:
+                    child = self._opened.get(name)
+                known = entry if child is None else child._known
+                if known is not None:
+                    # What was not looked into was not needed to open the checkpoint.
+                    below = child or RemoteFolder(self._store, self._at(name), self, known)
+                    yield from ((f"{name}/{inner}", mark) for inner, mark in below.marks())
 
     def kvstore(self) -> dict[str, Any]:  # noqa: D102
         return bridged(self)

@@ -12,10 +12,11 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 from saturation.checkpoints.lazy import cached_property
 from saturation.errors import CheckpointFormatError
@@ -23,6 +24,14 @@ from saturation.errors import CheckpointFormatError
 _LFS = b"version https://git-lfs"
 # What a format needs of a file's beginning to know its own kind.
 _HEAD = 128
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a place says of a file without its being read: its size and the place's own hash."""
+
+    size: int
+    digest: str | None = None
 
 
 class Folder(ABC):
@@ -141,6 +150,21 @@ class Folder(ABC):
         self.refuse_pointer(name, data)
         return data
 
+    @abstractmethod
+    def marks(self) -> Iterator[tuple[str, Mark]]:
+        """Yield every file below, to the last folder, as far as that costs no request.
+
+        A local disk remembers size and times of each: whatever is read later must have the same.
+        """
+
+    def changed(self, unwatched: bool = False) -> str | None:
+        """Return the first file whose size or times are not what they were when it was opened.
+
+        Args:
+          unwatched: look only where another library reads, since each read of ours looks itself.
+        """
+        return None
+
     def kvstore(self) -> dict[str, Any]:
         """Return the spec by which TensorStore reads the files in it, for formats that need it.
 
@@ -190,6 +214,15 @@ class Folder(ABC):
         )
 
 
+Stamps: TypeAlias = "dict[str, tuple[int, int, int]]"  # path -> size, and when it was changed
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int, int]:
+    # No inode: file systems that stand for a bucket number their files anew as they go. The second
+    # time changes too where a file is replaced, or its first time is set back.
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 @lru_cache(256)  # the same few files are read block by block
 def _normal(name: str) -> str | None:
     """Return a name as a path below a folder, or None where it leads out of it or is no name."""
@@ -200,10 +233,59 @@ def _normal(name: str) -> str | None:
 
 
 class LocalFolder(Folder):
-    """A folder of the local file system."""
+    """A folder of the local file system.
 
-    def __init__(self, path: str | os.PathLike[str]):
+    Args:
+      path: the folder.
+      stamps: what is remembered of each file below the folder that was opened first: size and times
+        at its first reading. A file that has others at a later one has changed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], stamps: Stamps | None = None):
         self.path = os.fspath(path)
+        self._stamps: Stamps = {} if stamps is None else stamps
+        self._unwatched = False
+
+    def marks(self) -> Iterator[tuple[str, Mark]]:  # noqa: D102
+        yield from self._marks("")
+
+    def _marks(self, below: str) -> Iterator[tuple[str, Mark]]:
+        with os.scandir(os.path.join(self.path, below)) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            name = f"{below}{entry.name}"
+            if entry.is_dir(follow_symlinks=False) or (entry.is_dir() and not below):
+                # A link to a folder is followed once: links may go in circles.
+                yield from self._marks(f"{name}/")
+            elif entry.is_file():
+                self._remember(name, entry.stat())
+                yield name, Mark(entry.stat().st_size)
+
+    def changed(self, unwatched: bool = False) -> str | None:  # noqa: D102
+        if unwatched and not self._unwatched:
+            return None
+        root = os.path.join(self.path, "")
+        for path, stamp in list(self._stamps.items()):
+            if path.startswith(root):
+                try:
+                    same = _stamp(os.stat(path)) == stamp
+                except OSError:
+                    same = False
+                if not same:
+                    return path
+        return None
+
+    def _remember(self, name: str, found: os.stat_result) -> None:
+        path = os.path.join(self.path, name)
+        if self._stamps.setdefault(path, stamp := _stamp(found)) != stamp:
+            raise CheckpointFormatError(
+                f"{path} has changed since it was opened: size or time of the file are not what "
+                "they were. Measure a trajectory that nobody writes to any more, or open it again."
+            )
+
+    def kvstore(self) -> dict[str, Any]:  # noqa: D102
+        self._unwatched = True
+        return super().kvstore()
 
     def _children(self) -> Mapping[str, bool]:
         try:
@@ -219,7 +301,7 @@ class LocalFolder(Folder):
         return os.path.exists(os.path.join(self.path, self._inside(name)))
 
     def _child(self, name: str) -> Folder:
-        return LocalFolder(os.path.join(self.path, name))
+        return LocalFolder(os.path.join(self.path, name), self._stamps)
 
     def _size(self, name: str) -> int:
         found = os.stat(os.path.join(self.path, name))
@@ -232,9 +314,12 @@ class LocalFolder(Folder):
         descriptor = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
         try:
             data = os.pread(descriptor, stop - start, start)
+            if len(data) == stop - start:
+                self._remember(name, os.fstat(descriptor))
+                return data
         finally:
             os.close(descriptor)
-        return data if len(data) == stop - start else super()._read(name, start, stop)
+        return super()._read(name, start, stop)
 
     def _read_into(self, name: str, start: int, buffer: memoryview) -> int:
         # preadv lets go of the interpreter lock, keeps no file position that threads could share,
@@ -247,6 +332,9 @@ class LocalFolder(Folder):
                 if not got:
                     break
                 done += got
+            if done == len(buffer):
+                # One that ends too early is an error of its own.
+                self._remember(name, os.fstat(descriptor))
             return done
         finally:
             os.close(descriptor)
@@ -266,6 +354,16 @@ class Selection(Folder):
 
     def exists(self, name: str) -> bool:  # noqa: D102
         return self._sees(name) and self._folder.exists(name)
+
+    def marks(self) -> Iterator[tuple[str, Mark]]:  # noqa: D102
+        for name in self._seen:
+            if name in self._folder.files:
+                yield name, Mark(self._folder.size(name), self._folder.digest(name))
+            elif name in self._folder.folders:
+                yield from ((f"{name}/{below}", m) for below, m in self._folder.child(name).marks())
+
+    def changed(self, unwatched: bool = False) -> str | None:  # noqa: D102
+        return self._folder.changed(unwatched)
 
     def digest(self, name: str) -> str | None:  # noqa: D102
         return self._folder.digest(name)

@@ -53,16 +53,18 @@ class Client:
 
     def range(
         self, url: str, start: int, stop: int, headers: Mapping[str, str]
-    ) -> tuple[bytes, int | None]:
-        """Return the bytes `start` to `stop` of a file, or as many as it has, and its size or None.
+    ) -> tuple[bytes, int | None, str | None]:
+        """Return the bytes `start` to `stop` of a file, or as many as it has; its size; its ETag.
+
+        Of a server that does not say them, None.
 
         Raises:
           OSError: they cannot be had, or the server would send the whole file.
         """
 
-        async def read(answer: Any) -> tuple[bytes, int | None]:
+        async def read(answer: Any) -> tuple[bytes, int | None, str | None]:
             if answer.status == 416:
-                return b"", start
+                return b"", start, None
             if answer.status not in (200, 206):
                 raise _refusal(answer)
             first, end, size = _sent(answer, start, stop)
@@ -70,7 +72,7 @@ class Client:
                 # Not read: it may be the whole file.
                 answer.close()
                 raise Unusable("the server ignores byte ranges and sends whole files only")
-            return exactly(await answer.read(), start, end), size
+            return exactly(await answer.read(), start, end), size, answer.headers.get("ETag")
 
         asked = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity", **headers}
         return self._get(url, asked, read)
@@ -118,10 +120,10 @@ class Web(Place):
         return {}
 
     def file(self, path: str) -> File:  # noqa: D102
-        size = self._client.range(self._address(path), 0, 1, {})[1]
+        _, size, version = self._client.range(self._address(path), 0, 1, {})
         if size is None:
             raise Unusable("the server does not say how large the file is")
-        return File(size)
+        return File(size, version=version)
 
     def fetch(self, path: str, start: int, stop: int) -> bytes:  # noqa: D102
         return exactly(self._client.range(self._address(path), start, stop, {})[0], start, stop)
