@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 
 import jax
@@ -9,9 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from activation_cases import FORMS, case, observe_table, valid_rows
-from t5_reference import reference_t5
+from t5_reference import nested, random_parameters, reference_t5
 
-from saturation.measures.homogeneity import HOMOGENEITY, SCALES, homogeneity, local_degree
+from saturation.measures.forwards import Forwards
+from saturation.measures.homogeneity import (
+    HOMOGENEITY,
+    SCALES,
+    along_scale,
+    homogeneity,
+    local_degree,
+)
 from saturation.measures.reduce import enable_x64
 
 GRID = (0.5, 1.0, 7.0, 300.0)
@@ -128,3 +136,21 @@ def test_the_curve_of_a_t5_ends_at_its_limit(form, degree):
         expected = 1 if scope.endswith("final") else degree
         assert metrics[f"local_degree_at_{SCALES[-1]}"] == pytest.approx(expected, abs=1e-3)
         assert metrics[f"cosine_to_limit_at_{SCALES[-1]}"] == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("length", [7, 12])
+@pytest.mark.parametrize("positions", [True, False])
+def test_repeated_tokens_leave_no_noise_in_the_local_degree(length, positions):
+    """What rounding leaves between equal tokens moves weight between equal values alone."""
+    config = dataclasses.replace(FORMS["v1_0"], num_heads=1)
+    flat = random_parameters(config, length, 0.3)
+    if not positions:
+        flat |= {name: 0 * array for name, array in flat.items() if "relpos_bias" in name}
+    params = nested({name: np.asarray(array) for name, array in flat.items()})
+    rng = np.random.default_rng(length)
+    tokens = tuple(rng.integers(1, 4, (3, length)).astype(np.int32) for _ in range(2))
+    forwards = Forwards(config, params, *tokens)
+    values, slopes = jax.jit(lambda p: along_scale(forwards.taps, p, 1000.0))(forwards.wide_params)
+    for scope in ("encoder/layers_0", "decoder/layers_0"):
+        found = local_degree(values[scope], slopes[scope])
+        np.testing.assert_allclose(found, 3.0, atol=1e-5)  # what c = 1000 itself leaves
