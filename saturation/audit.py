@@ -44,8 +44,8 @@ class Finding:
     """One thing that is wrong.
 
     Attributes:
-      kind: `missing`, `damaged`, `incomplete`, `arrays`, `nonfinite`, `duplicate`, `order` or
-        `reinitialised`.
+      kind: `missing`, `damaged`, `incomplete`, `unused`, `arrays`, `nonfinite`, `duplicate`,
+        `order` or `reinitialised`.
       steps: the steps it is about.
       evidence: what was seen, with its numbers.
     """
@@ -204,11 +204,15 @@ def expected_steps(steps: Sequence[int], every: int | None = None) -> tuple[tupl
 
 
 def _incomplete(trajectory: Trajectory) -> list[Finding]:
-    return [
-        Finding("incomplete", (), f"{name} was left out: {reason}")
-        for name, reason in trajectory.ignored
-        if reason.startswith("incomplete")
-    ]
+    found = []
+    for name, reason in trajectory.ignored:
+        if reason.startswith(("incomplete", "broken link")):
+            found.append(Finding("incomplete", (), f"{name} was left out: {reason}"))
+        elif reason.startswith(("no step in its name", "a checkpoint, but")):
+            found.append(
+                Finding("unused", (), f"{name} is a checkpoint and was left out: {reason}")
+            )
+    return found
 
 
 def _opened(trajectory: Trajectory) -> tuple[dict[int, Checkpoint], list[Finding]]:

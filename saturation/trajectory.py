@@ -15,16 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from saturation import checkpoints
-from saturation.checkpoints import Checkpoint, Folder
+from saturation.checkpoints import Checkpoint, Folder, hub_cache
 from saturation.checkpoints.fingerprint import fingerprint
 from saturation.checkpoints.parallel import AT_ONCE, each
 from saturation.errors import CheckpointFormatError, TrajectoryError
-
-# A number at the end, after nothing, letters, or a separator.
-_STEP = re.compile(r"(?P<family>(?:.*[^0-9])?)(?P<step>\d{1,18})")
-# Numbered things that lie inside one checkpoint.
-_INTERIOR = re.compile(r"ocdbt\.process_\d+|process_\d+|.*-\d+-of-\d+|(target|state|params)\..*")
-_UNFINISHED = re.compile(r".*(\.orbax-checkpoint-tmp(-\d+)?|\.tmp-\d+|_tmp|\.tmp|\.partial)")
+from saturation.folder_steps import beside, numbered, single
+from saturation.step_names import manifest_of, step_name
 
 
 class Trajectory:
@@ -119,9 +115,11 @@ class Trajectory:
 
     def is_checkpoint_name(self, name: str) -> bool:
         """Whether a folder of this name, beside the checkpoints, would be taken for one."""
-        family, step = _numbers(name)
+        said = step_name(name)
         names = (os.path.basename(folder.path.rstrip("/")) for folder in self._folders.values())
-        return step is not None and any(_numbers(other)[0] == family for other in names)
+        return said.step is not None and any(
+            step_name(other).family == said.family for other in names
+        )
 
     def select(self, steps: str | Sequence[int] | None) -> Trajectory:
         """Return the trajectory of only some steps.
@@ -191,12 +189,46 @@ def _find(path: str) -> Trajectory:
         if hub.parse_url(path).is_pattern:
             return _revisions(path, hub.revisions(path))
     folder = checkpoints.open_folder(path)
-    folders, ignored = _numbered(folder)
+    if hub_cache.is_cache(folder):
+        return _cached(folder)
+    folders, ignored = numbered(folder)
     if folders:
-        ignored += _beside(folder)
+        ignored += beside(folder, {name for name, _ in ignored})
     else:
-        folders = _single(folder, ignored)
+        folders = single(folder, ignored)
     return Trajectory(folder.path, folders, ignored)
+
+
+def _cached(folder: Folder) -> Trajectory:
+    """Return the trajectory of the revisions that lie in a cache of the Hugging Face hub."""
+    found = hub_cache.revisions(folder)
+    steps = {name: step_name(name).step for name in found.named}
+    places = {step: found.named[name] for name, step in steps.items() if step is not None}
+    ignored = list(found.left_out)
+    families = {step_name(name).family for name, step in steps.items() if step is not None}
+    if len(families) > 1 or len(places) < sum(step is not None for step in steps.values()):
+        raise TrajectoryError(
+            f"{folder.path} holds revisions of several names or two of one step. "
+            + manifest_of((_snapshot(place) for place in found.named.values()), {})
+        )
+    ignored += [
+        (name, "no step in its name: a revision beside the numbered ones")
+        for name, step in steps.items()
+        if places and step is None
+    ]
+    if not places and "main" in found.named:
+        ignored += [(name, "no step in its name") for name in found.named if name != "main"]
+        return Trajectory(folder.path, {0: found.named["main"]}, ignored)
+    if not places and len(set(map(_snapshot, found.named.values()))) != 1:
+        raise TrajectoryError(
+            f"{folder.path} holds several revisions and no name that tells which is of which step. "
+            + manifest_of({_snapshot(place) for place in found.named.values()}, {})
+        )
+    return Trajectory(folder.path, places or {0: next(iter(found.named.values()))}, ignored)
+
+
+def _snapshot(place: Folder) -> str:
+    return f"snapshots/{os.path.basename(place.path)}"
 
 
 def _is_listed(path: str) -> bool:
@@ -234,22 +266,21 @@ def _listed_trajectory(
 
 
 def _revisions(path: str, urls: Mapping[str, str]) -> Trajectory:
-    """Return the trajectory of a repository's revisions, each under the number its name ends with.
+    """Return the trajectory of a repository's revisions, each under the step that its name gives.
 
     Raises:
-      TrajectoryError: no name ends with a number, or they belong to several series.
+      TrajectoryError: no name gives a step, or they belong to several series.
     """
-    numbers = {name: _numbers(name) for name in urls}
-    steps = {name: step for name, (_, step) in numbers.items() if step is not None}
+    numbers = {name: step_name(name) for name in urls}
+    steps = {name: said.step for name, said in numbers.items() if said.step is not None}
     if not steps:
         raise TrajectoryError(
-            f"{path} matches {', '.join(sorted(urls))}, of which none ends with a step's number."
+            f"{path} matches {', '.join(sorted(urls))}, of which none gives a step."
         )
-    if len(families := sorted({numbers[name][0] for name in steps})) > 1:
+    if len(families := sorted({numbers[name].family for name in steps})) > 1:
         raise TrajectoryError(
-            f"{path} matches revisions of several names: "
-            + ", ".join(f"{family}*" for family in families)
-            + ". Give the pattern of one."
+            f"{path} matches revisions of several names: {', '.join(families)}. "
+            "Give the pattern of one."
         )
     places = {step: urls[name] for name, step in steps.items()}
     if len(places) < len(steps):
@@ -258,106 +289,6 @@ def _revisions(path: str, urls: Mapping[str, str]) -> Trajectory:
         )
     ignored = [(name, "no step in its name") for name in urls if name not in steps]
     return _listed_trajectory(path, places, ignored)
-
-
-def _numbered(folder: Folder) -> tuple[dict[int, Folder], list[tuple[str, str]]]:
-    """Return the numbered checkpoints directly in a folder, and what was left out and why."""
-    found: dict[int, tuple[str, str, Folder]] = {}
-    ignored: list[tuple[str, str]] = []
-    unknown: list[tuple[str, str, str]] = []
-    candidates = list(_candidates(folder))
-    numbered = [
-        (name, place)
-        for name, _, step, place in candidates
-        if step is not None and not _UNFINISHED.fullmatch(name)
-    ]
-    judged = each(lambda one: _why_not(one[1]), numbered, AT_ONCE if folder.remote else 1)
-    reasons = {name: reason for (name, _), reason in zip(numbered, judged, strict=True)}
-    for name, family, step, place in candidates:
-        if _UNFINISHED.fullmatch(name):
-            ignored.append((name, "temporary: its writer did not finish"))
-            continue
-        if step is None:
-            continue
-        reason = reasons[name]
-        if reason is not None:
-            unknown.append((name, family, reason))
-        elif step in found:
-            raise TrajectoryError(
-                f"{folder.path} has two checkpoints for step {step}: {found[step][0]} and {name}. "
-                "Move one away."
-            )
-        else:
-            found[step] = (name, family, place)
-    families = sorted({family for _, family, _ in found.values()})
-    for name, family, reason in unknown:
-        alike = not families or family in families
-        ignored.append((name, reason if alike else "no checkpoint, nor named like the others"))
-    if len(families) > 1:
-        raise TrajectoryError(
-            f"{folder.path} has numbered checkpoints of several names: "
-            + ", ".join(f"{family}*" for family in families)
-            + ". Put each series into a folder of its own."
-        )
-    return {step: place for step, (_, _, place) in found.items()}, ignored
-
-
-def _candidates(folder: Folder) -> Iterator[tuple[str, str, int | None, Folder]]:
-    """Yield (name, what stands before the number, number, place) for each possible checkpoint."""
-    for name in folder.folders:
-        yield name, *_numbers(name), folder.child(name)
-    for name in folder.files:
-        # Of TensorFlow's several files for a checkpoint the table has the number.
-        stem = name.removesuffix(".index")
-        shards = [other for other in folder.files if other.startswith(f"{stem}.data-")]
-        yield name, *_numbers(stem), folder.only(name, *(shards if stem != name else ()))
-
-
-def _numbers(name: str) -> tuple[str, int | None]:
-    found = _STEP.fullmatch(name)
-    if not found or _INTERIOR.fullmatch(name):
-        return name, None
-    return found["family"], int(found["step"])
-
-
-def _why_not(place: Folder) -> str | None:
-    """Return why a place is no checkpoint, or None where it is one."""
-    try:
-        known = checkpoints.find_format(place) is not None
-        return None if known else f"incomplete or unknown: {checkpoints.why_unknown(place)}"
-    except CheckpointFormatError:
-        # It is a checkpoint, and damaged: whoever opens it gets the error.
-        return None
-
-
-def _beside(folder: Folder) -> list[tuple[str, str]]:
-    """Return the weights without a number that lie beside numbered checkpoints."""
-    own = [name for name in folder.files if _numbers(name.removesuffix(".index"))[1] is None]
-    reason = "no step in its name: lies beside the numbered checkpoints"
-    return [
-        (name, reason)
-        for name in own
-        if not (_INTERIOR.fullmatch(name) or _UNFINISHED.fullmatch(name))
-        and _why_not(folder.only(name)) is None
-    ]
-
-
-def _single(folder: Folder, ignored: Sequence[tuple[str, str]]) -> dict[int, Folder]:
-    """Return a folder that is itself a checkpoint as a trajectory of one step."""
-    if checkpoints.find_format(folder) is None:
-        left_out = "; ".join(f"{name} ({reason})" for name, reason in ignored)
-        looked = checkpoints.why_unknown(folder)
-        raise TrajectoryError(
-            f"{folder.path} holds no checkpoint"
-            + (f". Left out: {left_out}. " if left_out else ": no numbered one, and itself ")
-            + (looked if not left_out else "")
-        )
-    # A lone file may carry the number, or else the folder's own name.
-    own = os.path.basename(folder.path.rstrip("/"))
-    own = "" if folder.path.endswith(f"://{own}") else own  # a host's or a bucket's
-    candidates = (*(folder.files if len(folder.files) == 1 else ()), own)
-    numbers = [step for name in candidates if (step := _numbers(name)[1]) is not None]
-    return {numbers[0] if numbers else 0: folder}
 
 
 def _in_range(text: str, steps: Sequence[int], start_at: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from saturation.errors import CheckpointFormatError
 
 # So much of a checkpoint is read, in blocks this large, unless it has no more than that; and so
 # many blocks where each is a request over a network.
-_BLOCKS, _BLOCK_BYTES = 64, 8 * 1024
+_BLOCKS, _BLOCK_BYTES = 32, 8 * 1024
 _BLOCKS_REMOTE = 4
 # What lies beside the weights: texts, and what only a resumed training run needs.
 _BESIDE = re.compile(

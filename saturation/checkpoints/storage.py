@@ -71,6 +71,11 @@ class Folder(ABC):
         return tuple(sorted(name for name, folder in self._children().items() if folder))
 
     @cached_property
+    def broken_links(self) -> tuple[tuple[str, str], ...]:
+        """(name, where it leads) of each link directly in it that leads nowhere."""
+        return ()
+
+    @cached_property
     def heads(self) -> Mapping[str, bytes]:
         """The first bytes of each file directly in it, by which formats know their own.
 
@@ -296,6 +301,21 @@ class LocalFolder(Folder):
             raise CheckpointFormatError(
                 f"{self.path} cannot be listed: {error.strerror}."
             ) from error
+
+    @cached_property
+    def broken_links(self) -> tuple[tuple[str, str], ...]:  # noqa: D102
+        with os.scandir(self.path) as entries:
+            links = [entry for entry in entries if entry.is_symlink()]
+        broken = (link for link in links if not os.path.exists(link.path))
+        return tuple(sorted((link.name, os.readlink(link.path)) for link in broken))
+
+    def _unreadable(self, name: str, error: OSError) -> CheckpointFormatError:
+        path = os.path.join(self.path, name)
+        if isinstance(error, FileNotFoundError) and os.path.islink(path):
+            return CheckpointFormatError(
+                f"{path} is a broken link: {os.readlink(path)} is not there."
+            )
+        return super()._unreadable(name, error)
 
     def exists(self, name: str) -> bool:  # noqa: D102
         return os.path.exists(os.path.join(self.path, self._inside(name)))
