@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import saturation
+from saturation.constants import constants
 from saturation.errors import ResultsError
 from saturation.measures.base import Measure
 from saturation.parts import IDENTITY, former_measures, refuse_other_versions, unrecorded
 from saturation.runfolder import RunFolder
 
 if TYPE_CHECKING:
-    from saturation.checkpoints.base import Parameter
+    from saturation.checkpoints.base import LeftOut, Parameter
     from saturation.trajectory import Trajectory
 
 # What is read for a part, where it can be: writing one takes as long as reading some 10 MB.
@@ -38,9 +39,16 @@ def describe_run(
         "measures": [measure.name for measure in measures],
         "versions": {measure.name: measure.version for measure in measures},
         "arrays": _describe_arrays(parameters),
+        "left_out": [list(one) for one in _left_out(trajectory)],
         "bundles": {key: list(names) for key, names in bundled.items()},
         "environment": _environment(),
     }
+
+
+def _left_out(trajectory: Trajectory) -> list[LeftOut]:
+    """Return what of the first checkpoint is no parameter, and why."""
+    first = trajectory[trajectory.steps[0]]
+    return [*first.left_out, *constants(trajectory, first.parameters)]
 
 
 def _environment() -> dict[str, str | int]:

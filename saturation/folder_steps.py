@@ -140,20 +140,26 @@ def beside(folder: Folder, known: set[str]) -> list[tuple[str, str]]:
     return [(name, reason) for name in _unnumbered(folder) if name not in known]
 
 
+def _left_out(ignored: Sequence[tuple[str, str]]) -> str:
+    """Return a sentence for what was left out: how many there are, and why the first one was."""
+    name, reason = ignored[0]
+    count = f"{len(ignored)} were left out, such as " if len(ignored) > 1 else "Left out: "
+    return f"{count}{name} ({reason.rstrip('.')})."
+
+
 def single(folder: Folder, ignored: Sequence[tuple[str, str]]) -> dict[int, Folder]:
     """Return a folder that is itself a checkpoint as a trajectory of one step."""
     if checkpoints.find_format(folder) is None:
-        left_out = "; ".join(f"{name} ({reason})" for name, reason in ignored)
-        looked = checkpoints.why_unknown(folder)
         if unnumbered := [name for name in _unnumbered(folder) if name in folder.folders]:
             raise TrajectoryError(
                 f"{folder.path} holds checkpoints whose names give no step: "
                 f"{', '.join(unnumbered[:6])}. Open one of them. Or: " + manifest_of(unnumbered, {})
             )
+        if ignored:
+            raise TrajectoryError(f"{folder.path} holds no checkpoint. {_left_out(ignored)}")
         raise TrajectoryError(
-            f"{folder.path} holds no checkpoint"
-            + (f". Left out: {left_out}. " if left_out else ": no numbered one, and itself ")
-            + (looked if not left_out else "")
+            f"{folder.path} holds no checkpoint: no numbered one, and itself "
+            f"{checkpoints.why_unknown(folder)}"
         )
     _refuse_several_files(folder)
     # A lone file may carry the number, or else the folder's own name.

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saturation.constants import constants
 from saturation.errors import ResultsError
 from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure
 from saturation.parts import Status
@@ -22,10 +23,16 @@ if TYPE_CHECKING:
     from saturation.trajectory import Trajectory
 
 
+_MOST_REASONS = 8
+
+
 def describe_trajectory(trajectory: Trajectory) -> dict[str, Any]:
     """Return path, format, steps, and of the first checkpoint the arrays, parameters and bytes."""
     checkpoint = trajectory[trajectory.steps[0]]
-    parameters = checkpoint.parameters
+    unchanging = constants(trajectory, checkpoint.parameters)
+    still = {name for name, _ in unchanging}
+    parameters = {n: one for n, one in checkpoint.parameters.items() if n not in still}
+    left_out = [*checkpoint.left_out, *unchanging]
     bytes_each = sum(parameter.nbytes for parameter in parameters.values())
     return {
         "path": trajectory.path,
@@ -38,6 +45,8 @@ def describe_trajectory(trajectory: Trajectory) -> dict[str, Any]:
         "parameters": sum(parameter.size for parameter in parameters.values()),
         "bytes_each": bytes_each,
         "bytes": bytes_each * len(trajectory.steps),
+        "files": list(checkpoint.files),
+        "left_out": [{"name": name, "reason": reason} for name, reason in left_out],
         "ignored": [{"name": name, "reason": reason} for name, reason in trajectory.ignored],
     }
 
@@ -55,8 +64,29 @@ def trajectory_text(described: Mapping[str, Any]) -> str:
         f"  bytes       {_bytes(described['bytes_each'])} a checkpoint, "
         f"{_bytes(described['bytes'])} in all",
     ]
-    lines += [f"  ignored     {item['name']}: {item['reason']}" for item in described["ignored"]]
+    if described["files"]:
+        lines.append(f"  read from   {_few(described['files'])}")
+    lines += _reasons("left out", described["left_out"])
+    lines += _reasons("ignored", described["ignored"])
     return "\n".join(lines)
+
+
+def _reasons(title: str, items: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return a line for each reason: how many things it holds for, and a few of their names."""
+    reasons: dict[str, list[str]] = {}
+    for item in items:
+        reasons.setdefault(item["reason"], []).append(item["name"])
+    lines = [
+        f"  {title:<10}  {f'{len(names):,}: ' * (len(names) > 1)}{_few(names)}: {reason}"
+        for reason, names in reasons.items()
+    ]
+    more = len(lines) - _MOST_REASONS
+    return lines if more <= 0 else [*lines[:_MOST_REASONS], f"  {'':<10}  and {more} more reasons"]
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def steps_text(steps: Sequence[int]) -> str:

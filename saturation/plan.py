@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from saturation.constants import constants
 from saturation.description import bundles, refuse_other_arrays
 from saturation.errors import MeasureError
 from saturation.measures import find_measures
@@ -91,6 +92,8 @@ class GroupJob:
 def shared_parameters(trajectory: Trajectory, common_only: bool = False) -> dict[str, Parameter]:
     """Return the parameters that every selected checkpoint has, in the order of their names.
 
+    Arrays that are constants by `saturation.constants` are no parameters.
+
     Args:
       trajectory: at least one checkpoint.
       common_only: leave out the arrays that some checkpoint lacks, or has in another shape.
@@ -112,6 +115,8 @@ def shared_parameters(trajectory: Trajectory, common_only: bool = False) -> dict
         }
     if not shared:
         raise MeasureError(f"{trajectory.path}: the selected checkpoints have no array in common.")
+    for name, _ in constants(trajectory, shared):
+        del shared[name]
     return shared
 
 

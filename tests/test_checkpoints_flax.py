@@ -134,7 +134,10 @@ def leaf(shape: tuple[int, ...], dtype: str, data: bytes) -> msgpack.ExtType:
         ({"w": leaf((4, 4), "float32", bytes(60))}, "shape \\(4, 4\\) and type float32 has 60"),
         ({"w": leaf((2**40,), "float32", bytes(8))}, "has 8 bytes"),
         ({"w": leaf((-1,), "float32", b"")}, "no shape of sizes"),
-        ({"w": leaf((1,), "object", bytes(8))}, "no known type"),
+        (
+            {"w": leaf((1,), "object", bytes(8))},
+            "'w' is a weight, and the type 'object' is not read",
+        ),
         ({"w": msgpack.ExtType(1, b"\x01")}, "is not \\(shape, type, bytes\\)"),
         ({"w": {"__msgpack_chunked_array__": (), "shape": {"0": 2}, "chunks": {}}}, "no chunks"),
         ({"w": 3}, "holds no parameters"),

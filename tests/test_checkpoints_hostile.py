@@ -164,7 +164,7 @@ def test_json_that_takes_far_more_memory_than_its_text(tmp_path, file, kind):
         (tmp_path / file).write_bytes(struct.pack("<Q", len(header)) + header)
     elif file == "index":
         (tmp_path / "model.safetensors.index.json").write_bytes(header)
-        (tmp_path / "model.safetensors").write_bytes(safetensors)
+        (tmp_path / "model-00001-of-00001.safetensors").write_bytes(safetensors)
     elif file == ".zarray":
         (tmp_path / "checkpoint").write_bytes(
             msgpack.packb({"target": {"w": "PLACEHOLDER://target.w"}, "state": {}})

@@ -204,7 +204,10 @@ def test_file_that_shrinks_while_it_is_read(tmp_path, arrays):
 def test_missing_shard(tmp_path, arrays):
     folder = written(tmp_path, arrays, shards=3)
     (folder / "model-00002-of-00003.safetensors").unlink()
-    assert message(folder) == f"{folder}/model-00002-of-00003.safetensors is missing."
+    assert message(folder) == (
+        f"{folder}/model-00002-of-00003.safetensors is missing, and model.safetensors.index.json "
+        "asks for it."
+    )
 
 
 def test_shard_that_lacks_an_array(tmp_path, arrays):
@@ -276,8 +279,9 @@ F32 = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
         ({"a": F32, "b": {**F32, "data_offsets": [8, 24]}}, "'b' overlaps the one before it"),
         ({"a": {**F32, "data_offsets": [0, 12]}}, "is said to have 12 bytes"),
         ({"a": {**F32, "shape": [2**40], "data_offsets": [0, 2**42]}}, "is truncated or its index"),
-        ({"a": {**F32, "shape": [-4]}}, "shape [-4], which are not read here"),
-        ({"a": {**F32, "dtype": "F4"}}, "has type 'F4'"),
+        ({"a": {**F32, "shape": [-4]}}, "shape [-4], which are none"),
+        ({"a": {**F32, "dtype": 4}}, "has type 4"),
+        ({"a": {**F32, "dtype": "F4"}}, "the type 'F4' is not read here"),
         ({"a": {**F32, "data_offsets": [16, 0]}}, "has the offsets [16, 0]"),
         ({"a": {**F32, "data_offsets": "0"}}, "has the offsets '0'"),
         ({"a": 3}, "its header is damaged: it names no arrays"),

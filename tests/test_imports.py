@@ -37,7 +37,7 @@ FLOW = (
     ("checkpoints",),
     ("manifest", "folder_steps"),
     ("trajectory",),
-    ("audit",),
+    ("audit", "constants"),
     ("measures",),
     ("runfolder",),
     ("training",),

@@ -20,6 +20,7 @@ from saturation.checkpoints import (
 )
 from saturation.checkpoints.base import Checkpoint, Parameter
 from saturation.checkpoints.storage import Folder, open_folder
+from saturation.checkpoints.strangers import unread_layout
 from saturation.errors import CheckpointFormatError
 
 __all__ = [
@@ -72,12 +73,21 @@ def open_checkpoint(path: str | os.PathLike[str] | Folder, step: int | None = No
     form = find_format(folder)
     if form is None:
         raise CheckpointFormatError(why_unknown(folder))
-    return form.open_checkpoint(folder, step)
+    checkpoint = form.open_checkpoint(folder, step)
+    if not checkpoint.parameters and checkpoint.left_out:
+        name, reason = checkpoint.left_out[0]
+        raise CheckpointFormatError(
+            f"{folder.path} holds no parameters: {len(checkpoint.left_out)} arrays are none, such "
+            f"as {name!r} ({reason})."
+        )
+    return checkpoint
 
 
 def why_unknown(folder: Folder) -> str:
     """Return the text of the error for a folder that no format claims."""
     for name, head in folder.heads.items():
         folder.refuse_pointer(name, head)
+    if (layout := unread_layout(folder)) is not None:
+        return layout
     looked = "; ".join(f"{form.NAME} looks for {form.LOOKS_FOR}" for form in FORMATS)
     return f"{folder.path} is no checkpoint of a known format: {looked}."

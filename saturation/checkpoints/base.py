@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -66,6 +66,13 @@ class Parameter:
     def nbytes(self) -> int:
         """Number of bytes once read."""
         return self.size * self.dtype.itemsize
+
+
+class LeftOut(NamedTuple):
+    """An array that is no parameter, by its name on disk, and why it is none."""
+
+    name: str
+    reason: str
 
 
 class DiskArray(ABC):
@@ -182,6 +189,8 @@ class Checkpoint:
       path: where it lies.
       settings: what its files say of the model's computation and no array tells: fields of
         `T5Config`, such as `scale_decoder_outputs`.
+      left_out: (name, reason) of every array that is there and is no parameter.
+      files: the names of the files that were read, where a folder can hold several versions.
     """
 
     def __init__(
@@ -192,8 +201,12 @@ class Checkpoint:
         arrays: Mapping[str, DiskArray],
         sources: Mapping[str, Source],
         settings: Mapping[str, Any] | None = None,
+        *,
+        left_out: Iterable[LeftOut] = (),
+        files: Iterable[str] = (),
     ):
         self.path, self.step, self.format = path, step, format
+        self.left_out, self.files = tuple(left_out), tuple(files)
         self.settings: Mapping[str, Any] = MappingProxyType(dict(settings or {}))
         self._arrays, self._sources = arrays, sources
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from saturation.checkpoints import names
-from saturation.checkpoints.base import Checkpoint, DiskArray, Source, refuse_long_names
+from saturation.checkpoints.base import Checkpoint, DiskArray, LeftOut, Source, refuse_long_names
 from saturation.checkpoints.json_cost import refuse_heavy_json
 from saturation.checkpoints.safetensors import is_safetensors, read_header
+from saturation.checkpoints.sift import refuse_adapter_file, sift
 from saturation.checkpoints.storage import Folder
+from saturation.checkpoints.strangers import holds_no_weights
 from saturation.checkpoints.t5_settings import t5_settings
 from saturation.checkpoints.torch_pickle import is_archive, read_archive
 from saturation.errors import CheckpointFormatError
@@ -26,12 +28,12 @@ LOOKS_FOR = (
 )
 
 _CONFIG = "config.json"
+_ADAPTER = "adapter_config.json"
+_ADAPTER_FILE = re.compile(r"adapter_model\.|adapters?\.safetensors$|pytorch_lora_weights\.")
 _LARGEST_JSON = 16 * 1024 * 1024
 _T5_TYPES = ("t5", "mt5", "umt5")
 # T5 always uses `shared` for these; whether for the output head too is `tie_word_embeddings`.
 _TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
-# Constants that PyTorch models save beside their weights.
-_BUFFERS = re.compile(r"(.*\.)?(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)")
 _EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe|shared)\.weight")
 # GPT-2's layers keep their kernels as (in, out).
 _CONV1D = re.compile(r"(.*\.)?(c_attn|c_proj|c_fc)\.weight")
@@ -43,19 +45,20 @@ class _Container(NamedTuple):
     knows: Callable[[bytes], bool]
     read: Callable[[Folder, str], dict[str, DiskArray]]
     usual: str
-    index_suffix: str
 
 
-# The same weights often lie in a repository in several forms: the first of these is read.
+# The same weights often lie in a repository in several forms: the first of these is read, and of
+# each kind the single file before an index of shards, as transformers does.
 _CONTAINERS = (
-    _Container(is_safetensors, read_header, "model.safetensors", ".safetensors.index.json"),
-    _Container(is_archive, read_archive, "pytorch_model.bin", ".bin.index.json"),
+    _Container(is_safetensors, read_header, "model.safetensors"),
+    _Container(is_archive, read_archive, "pytorch_model.bin"),
 )
+_INDEX_SUFFIX = ".index.json"
 
 
 def claims(folder: Folder) -> bool:
-    """Say whether `folder` holds safetensors or PyTorch archives."""
-    return any(kind.knows(head) for head in folder.heads.values() for kind in _CONTAINERS)
+    """Say whether `folder` holds safetensors or PyTorch archives with weights in them."""
+    return any(_files(folder, kind) for kind in _CONTAINERS) or bool(_adapters(folder))
 
 
 def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
@@ -65,10 +68,11 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
       CheckpointFormatError: a file or array is missing or damaged, or names are not understood.
     """
     config = _json(folder, _CONFIG) if _CONFIG in folder.files else {}
-    arrays = _arrays(folder)
-    if not arrays:
-        raise CheckpointFormatError(f"{folder.path} holds no arrays.")
-    refuse_long_names(arrays, folder.path)
+    found, files = _arrays(folder)
+    if not found:
+        raise _no_arrays(folder)
+    refuse_long_names(found, folder.path)
+    arrays, left_out = sift(found, folder.path, config)
     kind, settings = config.get("model_type"), {}
     if kind in _T5_TYPES or (kind is None and names.is_hugging_face_t5(arrays)):
         arrays = _without_aliases(arrays, tied=config.get("tie_word_embeddings", True) is not False)
@@ -76,39 +80,122 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
         settings = t5_settings(config, folder.where(_CONFIG)) if kind else {}
     else:
         sources = _own_names(arrays)
-    return Checkpoint(folder.path, step, NAME, arrays, sources, settings)
+    left_out += _uncounted(found, arrays, sources, {name for name, _ in left_out})
+    left_out += _others(folder, files)
+    return Checkpoint(
+        *(folder.path, step, NAME, arrays, sources, settings), left_out=left_out, files=files
+    )
 
 
-def _arrays(folder: Folder) -> dict[str, DiskArray]:
+def _no_arrays(folder: Folder) -> CheckpointFormatError:
+    if adapters := _adapters(folder):
+        settings = _json(folder, _ADAPTER) if _ADAPTER in folder.files else {}
+        return refuse_adapter_file(folder.where(adapters[0]), settings)
+    return CheckpointFormatError(f"{folder.path} holds no arrays.")
+
+
+def _uncounted(
+    found: Mapping[str, DiskArray],
+    arrays: Mapping[str, DiskArray],
+    sources: Mapping[str, Source],
+    known: Container[str],
+) -> list[LeftOut]:
+    """Return the arrays that could be parameters and that no parameter is read from."""
+    used = {source.array for source in sources.values()}
+    # One that is counted under another name than its own stands under neither reason.
+    renamed = {id(arrays[name]) for name in used if name not in found}
+    return [
+        LeftOut(name, "an array of other names, counted once" if name not in arrays else "unused")
+        for name, array in found.items()
+        if name not in used and name not in known and id(array) not in renamed
+    ]
+
+
+def _files(folder: Folder, kind: _Container) -> list[str]:
+    """Return the files of one kind that can hold a model's weights."""
+    return [
+        name
+        for name, head in folder.heads.items()
+        if kind.knows(head) and not holds_no_weights(name) and not _ADAPTER_FILE.match(name)
+    ]
+
+
+def _adapters(folder: Folder) -> list[str]:
+    return [
+        name
+        for name, head in folder.heads.items()
+        if _ADAPTER_FILE.match(name) and any(kind.knows(head) for kind in _CONTAINERS)
+    ]
+
+
+def _others(folder: Folder, read: Sequence[str]) -> list[LeftOut]:
+    """Return the files with weights, and indices of such, beside those that were read."""
+    indices = {f"{kind.usual}{_INDEX_SUFFIX}" for kind in _CONTAINERS}.intersection(folder.files)
+    names = {name for kind in _CONTAINERS for name in _files(folder, kind)} | indices
+    other = [(name, "another version of the weights") for name in sorted(names - set(read))]
+    adapters = [(name, "an adapter, no part of the model") for name in _adapters(folder)]
+    return [LeftOut(name, f"{what}: {read[0]} was read") for name, what in other + adapters]
+
+
+def _arrays(folder: Folder) -> tuple[dict[str, DiskArray], tuple[str, ...]]:
+    """Return the arrays of the weights in a folder, and the files that were read for them."""
     for kind in _CONTAINERS:
-        indices = [name for name in folder.files if name.endswith(kind.index_suffix)]
-        if len(indices) == 1:
-            return _sharded(folder, indices[0], kind)
-        files = [name for name, head in folder.heads.items() if kind.knows(head)]
+        files, suffix = _files(folder, kind), f".{kind.usual.rpartition('.')[2]}{_INDEX_SUFFIX}"
         if kind.usual in files:
-            files = [kind.usual]
+            return kind.read(folder, kind.usual), (kind.usual,)
+        indices = [name for name in folder.files if name.endswith(suffix)]
+        usual = [name for name in indices if name == f"{kind.usual}{_INDEX_SUFFIX}"]
+        if len(usual or indices) == 1:
+            return _sharded(folder, (usual or indices)[0], kind)
         if len(files) > 1:
             raise CheckpointFormatError(
-                f"{folder.path} holds {', '.join(files)}, and no single '*{kind.index_suffix}' "
+                f"{folder.path} holds {_some(files)}, and no single '*{suffix}' "
                 "that says which belong together."
             )
         if files:
-            return kind.read(folder, files[0])
-    return {}
+            return kind.read(folder, files[0]), (files[0],)
+    return {}, ()
 
 
-def _sharded(folder: Folder, index: str, kind: _Container) -> dict[str, DiskArray]:
+def _sharded(
+    folder: Folder, index: str, kind: _Container
+) -> tuple[dict[str, DiskArray], tuple[str, ...]]:
     """Return the arrays of all shards that an index lists, each from the shard it names."""
-    placed = _json(folder, index).get("weight_map")
-    if not isinstance(placed, dict) or not all(isinstance(f, str) for f in placed.values()):
-        raise CheckpointFormatError(f"{folder.where(index)} is damaged: it has no 'weight_map'.")
+    placed = weight_map(folder, index)
     shards = {name: kind.read(folder, name) for name in sorted(set(placed.values()))}
     for key, shard in placed.items():
         if key not in shards[shard]:
             raise CheckpointFormatError(
                 f"{folder.where(shard)}: the array {key!r} is missing, which {index} says it holds."
             )
-    return {key: shards[shard][key] for key, shard in placed.items()}
+    return {key: shards[shard][key] for key, shard in placed.items()}, (index, *shards)
+
+
+def weight_map(folder: Folder, index: str) -> dict[str, str]:
+    """Return which shard an index says holds each array, all of which are there.
+
+    Raises:
+      CheckpointFormatError: the index is damaged, or a shard that it asks for is missing.
+    """
+    placed = _json(folder, index).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(f, str) for f in placed.values()):
+        raise CheckpointFormatError(f"{folder.where(index)} is damaged: it has no 'weight_map'.")
+    absent = [name for name in sorted(set(placed.values())) if not folder.exists(name)]
+    if absent:
+        stem = index.split(".")[0]
+        listed = {index, *placed.values()}
+        there = [name for name in folder.files if name.startswith(stem) and name not in listed]
+        raise CheckpointFormatError(
+            f"{folder.where(absent[0])} is missing, and {index} asks for it"
+            + (f" ({len(absent)} of its shards are missing)" if len(absent) > 1 else "")
+            + (f"; {_some(there)}, which it does not list, lie there." if there else ".")
+        )
+    return placed
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _without_aliases(arrays: Mapping[str, DiskArray], tied: bool) -> dict[str, DiskArray]:
@@ -151,7 +238,7 @@ def _own_names(arrays: Mapping[str, DiskArray]) -> dict[str, Source]:
     sources, seen = {}, set()
     for key, array in arrays.items():
         # PyTorch archives say which names are one tensor.
-        if array.is_weight and not _BUFFERS.fullmatch(key) and id(array) not in seen:
+        if array.is_weight and id(array) not in seen:
             seen.add(id(array))
             kernel = len(array.shape) == 2 and key.endswith(".weight")
             kernel = kernel and not _EMBEDDING.fullmatch(key)

@@ -7,7 +7,8 @@ Source: `t5x/checkpoint_importer.py`; variable names from `mesh_tensorflow/trans
 from __future__ import annotations
 
 from saturation.checkpoints import names, tensor_bundle
-from saturation.checkpoints.base import Checkpoint
+from saturation.checkpoints.base import Checkpoint, LeftOut
+from saturation.checkpoints.sift import sift
 from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
 
@@ -29,11 +30,13 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
       CheckpointFormatError: the table or a shard is missing or damaged, or a name is not T5's.
     """
     (index,) = _indices(folder)
-    arrays = tensor_bundle.read_index(folder, index)
+    arrays, left_out = sift(tensor_bundle.read_index(folder, index), folder.where(index))
     sources = names.mesh_tensorflow(arrays, folder.where(index))
     if not sources:
         raise CheckpointFormatError(f"{folder.where(index)} holds no parameters.")
-    return Checkpoint(folder.path, step, NAME, arrays, sources)
+    used = {source.array for source in sources.values()}
+    left_out += [LeftOut(name, "an optimizer's variable") for name in arrays if name not in used]
+    return Checkpoint(folder.path, step, NAME, arrays, sources, left_out=left_out)
 
 
 def _indices(folder: Folder) -> list[str]:

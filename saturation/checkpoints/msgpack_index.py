@@ -13,7 +13,7 @@ import math
 import struct
 from typing import Any
 
-from saturation.checkpoints.base import DTYPES, DiskArray, FileArray
+from saturation.checkpoints.base import DTYPES, DiskArray, FileArray, UnreadArray
 from saturation.checkpoints.pieces import JoinedArray
 from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
@@ -211,7 +211,7 @@ class _Walk:
             raise self.error("an array does not fill its place")
         return array
 
-    def _array(self) -> FileArray:
+    def _array(self) -> DiskArray:
         if self.header() != ("list", 3):
             raise self.error("an array is not (shape, type, bytes)")
         kind, rank = self.header()
@@ -219,14 +219,18 @@ class _Walk:
             raise self.error("an array has no shape")
         shape = tuple(self.header() for _ in range(rank))
         kind, length = self.header()
-        dtype = DTYPES.get(str(self._text(kind, length))) if kind == "text" else None
-        if dtype is None or any(
+        named = self._text(kind, length) if kind == "text" else None
+        if not isinstance(named, str) or any(
             kind != "scalar" or type(n) is not int or n < 0 for kind, n in shape
         ):
-            raise self.error(f"an array has no shape of sizes or no known type: {shape}, {dtype}")
-        sizes = tuple(int(n) for _, n in shape)
+            raise self.error(f"an array has no shape of sizes or no type: {shape}, {named!r:.200}")
+        sizes, dtype = tuple(int(n) for _, n in shape), DTYPES.get(named)
         kind, length = self.header()
-        if kind != "bytes" or length != math.prod(sizes) * dtype.itemsize:
+        if dtype is None and kind == "bytes" and length <= self.size - self.position:
+            self.position += length
+            where, reason = self._folder.where(self._name), f"the type {named!r:.200} is not read"
+            return UnreadArray(where, sizes, f"{reason} here")
+        if dtype is None or kind != "bytes" or length != math.prod(sizes) * dtype.itemsize:
             raise self.error(f"an array of shape {sizes} and type {dtype} has {length} bytes")
         array = FileArray(self._folder, self._name, self.position, sizes, dtype)
         self.position += length

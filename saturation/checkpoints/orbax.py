@@ -6,8 +6,9 @@ Of a train state `{'params': ..., 'opt_state': ..., 'step': ...}` only `params` 
 from __future__ import annotations
 
 from saturation.checkpoints import names
-from saturation.checkpoints.base import Checkpoint
+from saturation.checkpoints.base import Checkpoint, LeftOut
 from saturation.checkpoints.orbax_tree import Keys, Tree
+from saturation.checkpoints.sift import sift
 from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
 
@@ -29,7 +30,8 @@ def item(folder: Folder) -> Folder | None:
     """Return the folder that holds the tree with the weights: `folder` or an item in it."""
     if Tree.lies_in(folder):
         return folder
-    found = [name for name in folder.folders if Tree.lies_in(folder.child(name))]
+    names = [name for name in folder.folders if ".orbax-checkpoint-tmp" not in name]
+    found = [name for name in names if Tree.lies_in(folder.child(name))]
     chosen = [name for name in _ITEMS if name in found] or found
     if not chosen:
         return None
@@ -75,4 +77,8 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
         raise CheckpointFormatError(
             f"{tree.folder.path} holds no parameters: its tree has {', '.join(sorted(tree.top))}."
         )
-    return Checkpoint(folder.path, step, NAME, arrays, names.t5x(arrays, tree.folder.path))
+    weights, left_out = sift(arrays, tree.folder.path)
+    if inside:
+        left_out += [LeftOut(key, "outside 'params'") for key in sorted(tree.top - {"params"})]
+    sources = names.t5x(weights, tree.folder.path)
+    return Checkpoint(folder.path, step, NAME, weights, sources, left_out=left_out)

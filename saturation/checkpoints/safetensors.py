@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from saturation.checkpoints.base import DTYPES, DiskArray, FileArray
+from saturation.checkpoints.base import DTYPES, DiskArray, FileArray, UnreadArray
 from saturation.checkpoints.json_cost import refuse_heavy_json
 from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
@@ -25,6 +25,7 @@ _DTYPES = MappingProxyType(
         "F8_E4M3": DTYPES["float8_e4m3fn"],
         "F8_E5M2": DTYPES["float8_e5m2"],
         "BOOL": DTYPES["bool"],
+        "C64": DTYPES["complex64"],
         **{f"F{bits}": DTYPES[f"float{bits}"] for bits in (16, 32, 64)},
         **{f"I{bits}": DTYPES[f"int{bits}"] for bits in (8, 16, 32, 64)},
         **{f"U{bits}": DTYPES[f"uint{bits}"] for bits in (8, 16, 32, 64)},
@@ -61,9 +62,13 @@ def read_header(folder: Folder, name: str) -> dict[str, DiskArray]:
         dtype, shape, begin, stop = _described(where, key, entry)
         if start + begin < end:
             raise CheckpointFormatError(f"{where}: the array {key!r} overlaps the one before it.")
-        array = FileArray(folder, name, start + begin, shape, dtype)
         end = start + stop
-        if end - start - begin != array.nbytes:
+        if dtype is None:
+            reason = f"the type {entry.get('dtype')!r:.200} is not read here"
+            arrays[key] = UnreadArray(f"{where}: {key!r}", shape, reason)
+            continue
+        array = FileArray(folder, name, start + begin, shape, dtype)
+        if stop - begin != array.nbytes:
             raise CheckpointFormatError(
                 f"{where}: {key!r} of shape {shape} and type {dtype} is said to have "
                 f"{stop - begin} bytes."
@@ -105,15 +110,15 @@ def _offset(entry: tuple[str, Mapping[str, Any]]) -> tuple[int, int]:
 
 def _described(
     where: str, key: str, entry: Mapping[str, Any]
-) -> tuple[np.dtype, tuple[int, ...], int, int]:
+) -> tuple[np.dtype | None, tuple[int, ...], int, int]:
+    """Return an array's type (None where it is not read here), shape, first byte and end."""
     dtype, shape = entry.get("dtype"), entry.get("shape", ())
-    if not isinstance(dtype, str) or dtype not in _DTYPES or not _are_sizes(shape):
+    if not isinstance(dtype, str) or not _are_sizes(shape):
         raise CheckpointFormatError(
-            f"{where}: the array {key!r} has type {dtype!r} and shape {shape!r}, which are not "
-            f"read here (types: {', '.join(_DTYPES)})."
+            f"{where}: the array {key!r} has type {dtype!r} and shape {shape!r}, which are none."
         )
     begin, end = entry["data_offsets"]
-    return _DTYPES[dtype], tuple(shape), begin, end
+    return _DTYPES.get(dtype), tuple(shape), begin, end
 
 
 def _are_sizes(value: Any) -> bool:

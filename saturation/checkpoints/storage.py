@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from saturation.checkpoints.lazy import cached_property
+from saturation.checkpoints.strangers import is_leftover
 from saturation.errors import CheckpointFormatError
 
 _LFS = b"version https://git-lfs"
@@ -63,12 +64,18 @@ class Folder(ABC):
     @cached_property
     def files(self) -> tuple[str, ...]:
         """The names of the files directly in it, sorted."""
-        return tuple(sorted(name for name, folder in self._children().items() if not folder))
+        return tuple(sorted(name for name, folder in self._seen_children.items() if not folder))
 
     @cached_property
     def folders(self) -> tuple[str, ...]:
         """The names of the folders directly in it, sorted."""
-        return tuple(sorted(name for name, folder in self._children().items() if folder))
+        return tuple(sorted(name for name, folder in self._seen_children.items() if folder))
+
+    @cached_property
+    def _seen_children(self) -> Mapping[str, bool]:
+        """The direct children, but for what file managers, network disks and downloads leave."""
+        children = self._children()
+        return {name: folder for name, folder in children.items() if not is_leftover(name)}
 
     @cached_property
     def broken_links(self) -> tuple[tuple[str, str], ...]:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from saturation.checkpoints import msgpack_index, names
-from saturation.checkpoints.base import BFLOAT16, DTYPES, Checkpoint, DiskArray
+from saturation.checkpoints.base import BFLOAT16, DTYPES, Checkpoint, DiskArray, LeftOut
+from saturation.checkpoints.sift import sift
 from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.zarr import Fetch, ZarrArray
 from saturation.errors import CheckpointFormatError
@@ -49,7 +50,10 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
         # Where files are missing too, that is the error to report.
         dict(_leaves(folder, optimizer.get("state"), ()))
         raise CheckpointFormatError(f"{where}: its 'target' holds no parameters.")
-    return Checkpoint(folder.path, step, NAME, arrays, names.t5x(arrays, where))
+    weights, left_out = sift(arrays, where)
+    left_out += [LeftOut(key, "outside 'target'") for key in optimizer if key != "target"]
+    sources = names.t5x(weights, where)
+    return Checkpoint(folder.path, step, NAME, weights, sources, left_out=left_out)
 
 
 def folder_fetch(folder: Folder) -> Fetch:

@@ -7,21 +7,23 @@ The earliest form lies in the step's folder itself and calls them `_optimizer.ta
 from __future__ import annotations
 
 from saturation.checkpoints import names
-from saturation.checkpoints.base import Checkpoint
+from saturation.checkpoints.base import Checkpoint, LeftOut
 from saturation.checkpoints.orbax import item
 from saturation.checkpoints.orbax_tree import Keys, Tree
+from saturation.checkpoints.sift import sift
 from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.t5x import as_bfloat16
 from saturation.errors import CheckpointFormatError
 
 NAME = "t5x-orbax"
+_TARGET = frozenset({"target", "_optimizer"})
 LOOKS_FOR = "an Orbax tree with the keys 'target' and 'state', in the folder 'state' (T5X)"
 
 
 def claims(folder: Folder) -> bool:
     """Say whether `folder` holds a T5X checkpoint written through Orbax."""
     place = item(folder)
-    return place is not None and bool(Tree(place).top & {"target", "_optimizer"})
+    return place is not None and bool(Tree(place).top & _TARGET)
 
 
 def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
@@ -36,7 +38,10 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
         # Where files are missing too, that is the error to report.
         tree.arrays(lambda keys: keys)
         raise CheckpointFormatError(f"{tree.folder.path}: its 'target' holds no parameters.")
-    return Checkpoint(folder.path, step, NAME, arrays, names.t5x(arrays, tree.folder.path))
+    weights, left_out = sift(arrays, tree.folder.path)
+    left_out += [LeftOut(key, "outside 'target'") for key in sorted(tree.top - _TARGET)]
+    sources = names.t5x(weights, tree.folder.path)
+    return Checkpoint(folder.path, step, NAME, weights, sources, left_out=left_out)
 
 
 def _parameter(keys: Keys) -> Keys | None:
