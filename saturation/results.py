@@ -168,7 +168,9 @@ def array_info(arrays: Mapping[str, Mapping[str, Any]]) -> ArrayInfo:
         size=column(np.prod(array["shape"], dtype=np.float64) for array in arrays.values()),
         rank=column(len(array["shape"]) for array in arrays.values()),
         fan_in=column(
-            array.get("fan_in") or (array["shape"][0] if is_kernel(name) else np.nan)
+            array["fan_in"] or np.nan
+            if "fan_in" in array
+            else (array["shape"][0] if is_kernel(name) else np.nan)
             for name, array in arrays.items()
         ),
     )

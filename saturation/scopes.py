@@ -11,13 +11,30 @@ import re
 from collections.abc import Iterable
 
 STACKS = ("encoder", "decoder")
-LEAVES = ("kernel", "scale", "bias", "weight", "embedding", "rel_embedding")
+LEAVES = ("kernel", "scale", "bias", "weight", "embedding", "rel_embedding", "w", "b")
+_VALUE = ("value", "raw_value")  # what flax.nnx calls the array inside a variable
 
 # A layer is `layers_3` or `block_3`; in foreign models `layers/3` or `h/3`; `wi_0` is none.
 _LAYER = re.compile(
     r"^(?P<layer>(?:(?P<stack>.+?)/)?(?:h|\w*?(?:layer|block)s?)[_/]\d+)/(?P<rest>.+)$"
 )
-_EMBEDDING = re.compile(r"(^|/)(\w*embed\w*|wte|wpe)(/|$)")
+# The module or array that holds the embedding of tokens, or the output head, in every library.
+_EMBEDDING = re.compile(
+    r"shared|wte|W_E|Embed_0|embed|embedder|embeddings?|embed_(tokens?|in)"
+    r"|(tok(en)?s?|word|input)_?emb(ed(s|ding|dings|der)?)?(_table)?"
+)
+_HEAD = re.compile(
+    r"lm_head|embed_out|logits(_dense)?|output(_layer|_projection|_head)?|head|unembed(ding|der)?"
+    r"|W_U|ff_out|decoder|proj_out|generator"
+)
+# Whatever is looked into and not multiplied: tokens, positions, segments, relative positions.
+_TABLE = re.compile(
+    r"\w*emb(ed|eds|edding|eddings|edder)?(_\w+|\d+)?|wte|wpe|W_E|W_pos|shared|\w*relative_attention_bias"
+    r"|relpos_bias|Embed_\d+|pos_table|type_table"
+)
+# A product with what was looked up: ALBERT's and ELECTRA's.
+_PROJECTION = re.compile(r"\w*(proj|project|projection|mapping_in|out|norm)")
+_MODULE_LEAVES = ("kernel", "weight", "w", "embedding", "embeddings", "bias", "scale", "b", "table")
 
 
 def layer_of(name: str) -> str | None:
@@ -28,7 +45,7 @@ def layer_of(name: str) -> str | None:
     >>> layer_of("encoder/relpos_bias/rel_embedding") is None
     True
     """
-    found = _LAYER.match(name)
+    found = _LAYER.match(_path(name))
     return found["layer"] if found else None
 
 
@@ -38,10 +55,12 @@ def kind_of(name: str) -> str | None:
     >>> kind_of("encoder/layers_3/attention/query/kernel")
     'encoder/attention/query'
     """
-    found = _LAYER.match(name)
+    found = _LAYER.match(_path(name))
     if not found:
         return None
     path = [part for part in (found["stack"], *found["rest"].split("/")) if part]
+    if path[-1] in _VALUE and len(path) > 1:
+        path.pop()
     return "/".join(path[:-1] if path[-1] in LEAVES and len(path) > 2 else path)
 
 
@@ -59,7 +78,7 @@ def scopes(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     groups: dict[str, list[str]] = {}
     for name in names:
         layer, kind = layer_of(name), kind_of(name)
-        stack = name.partition("/")[0]
+        stack = _path(name).partition("/")[0]
         memberships = (
             name,
             layer,
@@ -76,8 +95,45 @@ def scopes(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def is_embedding(name: str) -> bool:
-    """Return whether an array is a token embedding; a relative position bias is not one."""
-    return bool(_EMBEDDING.search(name)) and "relpos" not in name
+    """Return whether an array is the embedding of tokens, of which a layer has none.
+
+    >>> is_embedding("gpt_neox/embed_in/weight"), is_embedding("embed_out/weight")
+    (True, False)
+    """
+    module, leaf = module_of(name)
+    return bool(_EMBEDDING.fullmatch(module)) and leaf not in ("bias", "scale", "b")
+
+
+def is_head(name: str) -> bool:
+    """Return whether an array is a language model's output head, its bias too."""
+    return layer_of(name) is None and bool(_HEAD.fullmatch(module_of(name)[0]))
+
+
+def is_table(name: str) -> bool:
+    """Return whether an array is looked into: of tokens, positions, segments or distances."""
+    module, _ = module_of(name)
+    return bool(_TABLE.fullmatch(module)) and not _PROJECTION.fullmatch(module)
+
+
+def module_of(name: str) -> tuple[str, str]:
+    """Return the last module of a name and what its array is called in it, "" if not by a use.
+
+    >>> module_of("decoder/embed/embedding/value")
+    ('embed', 'embedding')
+    >>> module_of("transformer/layer_0/mlp/gating_einsum")
+    ('gating_einsum', '')
+    """
+    parts = _path(name).split("/")
+    if parts[-1] in _VALUE and len(parts) > 1:
+        parts.pop()
+    if len(parts) > 1 and parts[-1] in _MODULE_LEAVES:
+        return parts[-2], parts[-1]
+    return parts[-1], ""
+
+
+def _path(name: str) -> str:
+    """Return a name with "/" between its modules, also where the disk has a tree of dots."""
+    return name if "/" in name else name.replace(".", "/")
 
 
 def is_kernel(name: str) -> bool:

@@ -305,19 +305,20 @@ class Source:
         matrices that were fused are taken apart this way.
       merge: the axis that, after `take`, is merged with the one behind it: separate (heads,
         head_dim) axes become one, heads major.
-      fan_in_axis: the contracted axis of a kernel, in canonical orientation.
+      fan_in_axes: the contracted axes of a kernel, in canonical orientation.
     """
 
     array: str
     transposed: bool = False
     take: tuple[tuple[int, int], ...] = ()
     merge: int | None = None
-    fan_in_axis: int | None = None
+    fan_in_axes: tuple[int, ...] | None = None
 
     def parameter(self, array: DiskArray) -> Parameter:
         """Return the canonical shape and dtype of what `array` holds."""
         shape = self._shape(array)
-        fan_in = None if self.fan_in_axis is None else shape[self.fan_in_axis]
+        axes = self.fan_in_axes
+        fan_in = None if axes is None else math.prod(shape[axis] for axis in axes)
         return Parameter(shape, array.dtype, fan_in)
 
     def block(self, array: DiskArray) -> tuple[int, int]:

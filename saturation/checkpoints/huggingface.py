@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from saturation.checkpoints import names
 from saturation.checkpoints.base import Checkpoint, DiskArray, LeftOut, Source, refuse_long_names
 from saturation.checkpoints.json_cost import refuse_heavy_json
+from saturation.checkpoints.kernels import with_fan_in
 from saturation.checkpoints.safetensors import is_safetensors, read_header
 from saturation.checkpoints.sift import refuse_adapter_file, sift
 from saturation.checkpoints.storage import Folder
@@ -34,9 +35,6 @@ _LARGEST_JSON = 16 * 1024 * 1024
 _T5_TYPES = ("t5", "mt5", "umt5")
 # T5 always uses `shared` for these; whether for the output head too is `tie_word_embeddings`.
 _TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
-_EMBEDDING = re.compile(r"(.*\.)?(\w*embed\w*|wte|wpe|shared)\.weight")
-# GPT-2's layers keep their kernels as (in, out).
-_CONV1D = re.compile(r"(.*\.)?(c_attn|c_proj|c_fc)\.weight")
 
 
 class _Container(NamedTuple):
@@ -240,11 +238,8 @@ def _own_names(arrays: Mapping[str, DiskArray]) -> dict[str, Source]:
         # PyTorch archives say which names are one tensor.
         if array.is_weight and id(array) not in seen:
             seen.add(id(array))
-            kernel = len(array.shape) == 2 and key.endswith(".weight")
-            kernel = kernel and not _EMBEDDING.fullmatch(key)
-            axis = (0 if _CONV1D.fullmatch(key) else 1) if kernel else None
-            sources[key.replace(".", "/")] = Source(key, fan_in_axis=axis)
-    return sources
+            sources[key.replace(".", "/")] = Source(key)
+    return with_fan_in(sources, arrays)
 
 
 def _json(folder: Folder, name: str) -> dict[str, Any]:

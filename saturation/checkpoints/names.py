@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cache
 
 from saturation.checkpoints.base import DiskArray, Source, refuse_long_names
+from saturation.checkpoints.kernels import with_fan_in
 from saturation.errors import CheckpointFormatError
 
 
@@ -161,8 +162,8 @@ def hugging_face_t5(
                 f"{2 if matrix else 1} axes were expected."
             )
         transposed = matrix and not name.endswith("/embedding")
-        sources[name] = Source(disk, transposed=transposed, fan_in_axis=_fan_in_axis(name))
-    return sources
+        sources[name] = Source(disk, transposed=transposed)
+    return with_fan_in(sources, arrays)
 
 
 def is_hugging_face_flax_t5(names: Iterable[str]) -> bool:
@@ -198,7 +199,7 @@ def mesh_tensorflow(arrays: Mapping[str, DiskArray], where: str) -> dict[str, So
     named = {name: translate(spelled[name], _MESH, _T5X) for name in weights}
     unknown = [name for name, canonical in named.items() if canonical is None]
     if len(unknown) == len(weights):
-        return {name: Source(name, fan_in_axis=_fan_in_axis(name)) for name in weights}
+        return with_fan_in({name: Source(name) for name in weights}, arrays)
     if unknown:
         raise CheckpointFormatError(
             f"{where}: {len(unknown)} variables have names that no T5 has: {_some(unknown)}."
@@ -206,10 +207,8 @@ def mesh_tensorflow(arrays: Mapping[str, DiskArray], where: str) -> dict[str, So
     canonical = {str(name): disk for disk, name in named.items()}
     if len(canonical) != len(weights):
         raise CheckpointFormatError(f"{where}: two variables are the same parameter.")
-    return {
-        name: Source(disk, fan_in_axis=_fan_in_axis(name))
-        for name, disk in _shared_bias(canonical, per_layer=False).items()
-    }
+    shared = _shared_bias(canonical, per_layer=False)
+    return with_fan_in({name: Source(disk) for name, disk in shared.items()}, arrays)
 
 
 def _mesh_spelling(names: Iterable[str]) -> dict[str, str]:
@@ -257,7 +256,7 @@ def t5x(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:
                     f"{where}: {sources[name].array!r} and {disk!r} are both {name!r}."
                 )
             sources[name] = source
-    return sources
+    return with_fan_in(sources, arrays)
 
 
 def _unscanned(
@@ -289,7 +288,7 @@ def _split(name: str, source: Source, shape: tuple[int, ...]) -> Iterable[tuple[
         return
     if (found := _ATTENTION.fullmatch(name)) and len(shape) == 3:
         source = replace(source, merge=_SPLIT_HEADS[found[1]])
-    yield name, replace(source, fan_in_axis=_fan_in_axis(name))
+    yield name, source
 
 
 def _layer_axis(arrays: Mapping[str, DiskArray], tower: str, where: str) -> int | None:
@@ -324,10 +323,6 @@ def _shared_bias(named: dict[str, str], per_layer: bool) -> dict[str, str]:
         if layers == [f"{tower}/layers_0/relpos_bias/rel_embedding"] and not per_layer:
             renamed[f"{tower}/relpos_bias/rel_embedding"] = renamed.pop(layers[0])
     return renamed
-
-
-def _fan_in_axis(name: str) -> int | None:
-    return 0 if name.endswith("/kernel") else None
 
 
 def _unknown(names: Iterable[str]) -> list[str]:
