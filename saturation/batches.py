@@ -13,8 +13,18 @@ import numpy as np
 from jaxtyping import Int32
 
 from saturation.errors import ConfigError, MeasureError
+from saturation.training.data import read_corpus
+from saturation.training.tokens import BYTES, open_vocabulary
+from saturation.vocabularies import MOST_BYTE_IDS, say_how_to_get_one
 
 BUILTIN = "builtin"
+IDS = "ids"  # the source holds ids, and of which vocabulary it does not say
+GIVEN = "given"
+DECODER_INPUTS = {
+    "shifted": "the encoder's tokens, shifted right behind a 0",
+    "same": "the encoder's tokens, unshifted",
+    GIVEN: "given with the tokens",
+}
 MOST_SEQUENCES = 2048  # of what is read whole
 CORPUS_LENGTH = 128
 
@@ -27,19 +37,32 @@ class TokenBatch:
       encoder_input_tokens: (sequences, encoder length).
       decoder_input_tokens: (sequences, decoder length).
       source: what they were read from.
+      vocabulary: that made ids of a text, by its fingerprint; or "ids".
+      vocabulary_file: where it was read from; "" for bytes and ids.
+      vocabulary_size: how many ids it has; 0 where nothing says it.
+      decoder_input: a key of `DECODER_INPUTS`, or two of them joined by "+" where a file gives the
+        decoder's tokens in some lines alone.
     """
 
     encoder_input_tokens: Int32[np.ndarray, "sequences encoder_length"]
     decoder_input_tokens: Int32[np.ndarray, "sequences decoder_length"]
     source: str
+    vocabulary: str = IDS
+    vocabulary_file: str = ""
+    vocabulary_size: int = 0
+    decoder_input: str = GIVEN
 
     def describe(self) -> dict[str, Any]:
-        """Return source, sizes and a hash of the ids, as `run.json` records them."""
+        """Return source, vocabulary, sizes and a hash of the ids, as `run.json` records them."""
         digest = hashlib.sha256()
         for tokens in (self.encoder_input_tokens, self.decoder_input_tokens):
             digest.update(f"{tokens.shape}".encode() + tokens.astype("<i4").tobytes())
         return {
             "source": self.source,
+            "vocabulary": self.vocabulary,
+            "vocabulary_file": self.vocabulary_file,
+            "vocabulary_size": self.vocabulary_size,
+            "decoder_input": self.decoder_input,
             "sequences": len(self.encoder_input_tokens),
             "encoder_length": self.encoder_input_tokens.shape[1],
             "decoder_length": self.decoder_input_tokens.shape[1],
@@ -75,19 +98,33 @@ class TokenBatch:
         return [(encoder, encoder > 0), (decoder, _counts(decoder))]
 
     def refuse_unknown(self, vocab_size: int, path: str) -> None:
-        """Raise `MeasureError` where an id lies outside the vocabulary of the model at `path`."""
+        """Raise where the ids are not of the vocabulary of the model at `path`.
+
+        Args:
+          vocab_size: rows of its embedding.
+          path: named in the error.
+
+        Raises:
+          MeasureError: an id lies outside; or the ids are bytes, and the model's are pieces, since
+            it has more than 400.
+        """
+        if self.vocabulary == BYTES and vocab_size > MOST_BYTE_IDS:
+            raise MeasureError(
+                f"{self.source} was read as bytes, and the model in {path} has a vocabulary of "
+                f"{vocab_size:,} pieces, to which a byte's number means nothing. "
+                + say_how_to_get_one("the checkpoint's folder")
+            )
         largest = max(self.encoder_input_tokens.max(), self.decoder_input_tokens.max())
         if largest >= vocab_size:
             raise MeasureError(
                 f"{self.source} has token {largest}, and the model in {path} has a vocabulary of "
-                f"{vocab_size}; give token ids of its own vocabulary in a .jsonl, or its "
-                "sentencepiece model with --vocabulary."
+                f"{vocab_size}. {say_how_to_get_one('the folder of its checkpoint')}"
             )
 
 
 def read_tokens(
     source: str = BUILTIN,
-    vocabulary: str = "bytes",
+    vocabulary: str = BYTES,
     sequences: int | None = 32,
     length: int = 128,
     decoder_input: str = "shifted",
@@ -98,7 +135,8 @@ def read_tokens(
       source: a `.jsonl` file of token ids, one sequence a line, a list or
         `{"encoder": [...], "decoder": [...]}`; a text file or a glob; or "builtin", the
         documentation of Python that ships with it.
-      vocabulary: for text, "bytes" or a sentencepiece model's file.
+      vocabulary: for text, what `open_vocabulary` takes: "bytes", which only a model of bytes
+        understands, or the path or URL of a tokenizer.json or of a sentencepiece model.
       sequences: for text, how many windows, spaced evenly; of a `.jsonl` at most so many lines.
         None: as many as there are, without overlap, but at most 2,048.
       length: for text, tokens of a window; longer lines of a `.jsonl` are cut.
@@ -108,21 +146,35 @@ def read_tokens(
     Raises:
       ConfigError: the source cannot be read, is too short, or holds no token ids.
     """
-    if decoder_input not in ("shifted", "same"):
+    if decoder_input not in ("shifted", "same"):  # the keys that can be asked for
         raise ConfigError(f"The decoder's input is 'shifted' or 'same', not {decoder_input!r}.")
-    if source.endswith(".jsonl"):
+    made_by: dict[str, Any] = {}
+    if is_ids(source):
         pairs = _read_jsonl(Path(source), sequences or MOST_SEQUENCES)
     else:
-        pairs = [(window, None) for window in _windows(source, vocabulary, sequences, length)]
+        windows, made_by = _windows(source, vocabulary, sequences, length)
+        pairs = [(window, None) for window in windows]
     encoder = [tokens[:length] for tokens, _ in pairs]
     decoder = [
         _decoder_tokens(tokens, decoder_input) if given is None else given[:length]
         for tokens, (_, given) in zip(encoder, pairs, strict=True)
     ]
-    return TokenBatch(_padded(encoder), _padded(decoder), source)
+    kinds = {decoder_input if given is None else GIVEN for _, given in pairs}
+    return TokenBatch(
+        _padded(encoder),
+        _padded(decoder),
+        source,
+        **made_by,
+        decoder_input="+".join(sorted(kinds)),
+    )
 
 
-def read_corpus_tokens(source: str, vocabulary: str = "bytes", length: int = 128) -> TokenBatch:
+def is_ids(source: str) -> bool:
+    """Whether a source of `read_tokens` holds token ids, for which no vocabulary is needed."""
+    return source.endswith(".jsonl")
+
+
+def read_corpus_tokens(source: str, vocabulary: str = BYTES, length: int = 128) -> TokenBatch:
     """Return a corpus to count in which tokens occur together: all of a source of `read_tokens`.
 
     Args:
@@ -152,12 +204,12 @@ def _padded(rows: list[list[int]]) -> np.ndarray:
     return table
 
 
-def _windows(source: str, vocabulary: str, sequences: int | None, length: int) -> list[list[int]]:
-    from saturation.training.data import read_corpus
-    from saturation.training.tokens import open_vocabulary
-
-    corpus = read_corpus(() if source == BUILTIN else (source,))
-    tokens = open_vocabulary(vocabulary).encode(corpus.text)
+def _windows(
+    source: str, vocabulary: str, sequences: int | None, length: int
+) -> tuple[list[list[int]], dict[str, Any]]:
+    """Return windows of a text's tokens, and what `TokenBatch` says of their vocabulary."""
+    opened = open_vocabulary(vocabulary)
+    tokens = opened.encode(read_corpus(() if source == BUILTIN else (source,)).text)
     if sequences is None:
         sequences = max(1, min(len(tokens) // length, MOST_SEQUENCES))
     if len(tokens) < sequences * length:
@@ -165,19 +217,30 @@ def _windows(source: str, vocabulary: str, sequences: int | None, length: int) -
             f"{source} has {len(tokens)} tokens, and {sequences} sequences of {length} need "
             f"{sequences * length}; give more text, or fewer or shorter sequences."
         )
+    if not tokens.all():
+        raise ConfigError(
+            f"{source}: {vocabulary} gives some of the text the id 0, which is padding to a T5. "
+            "Leave that out of the text, or give token ids in a .jsonl."
+        )
     starts = np.linspace(0, len(tokens) - length, sequences).astype(int)
-    return [tokens[start : start + length].tolist() for start in starts]
+    return [tokens[start : start + length].tolist() for start in starts], {
+        "vocabulary": opened.fingerprint,
+        "vocabulary_file": "" if opened.file is None else vocabulary,
+        "vocabulary_size": opened.size,
+    }
 
 
 def _read_jsonl(path: Path, most: int) -> list[tuple[list[int], list[int] | None]]:
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Spreadsheets and editors of Windows put a byte order mark before the text.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{path}: the tokens cannot be read: {reason}.") from error
-    if not lines:
+    numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
         raise ConfigError(f"{path}: there is no sequence of token ids in it.")
-    return [_parse_line(path, number, line) for number, line in enumerate(lines[:most], start=1)]
+    return [_parse_line(path, number, line) for number, line in numbered[:most]]
 
 
 def _parse_line(path: Path, number: int, line: str) -> tuple[list[int], list[int] | None]:

@@ -96,8 +96,14 @@ def measure_trajectory(
         ),
     ] = "builtin",
     vocabulary: Annotated[
-        str, typer.Option("--vocabulary", help="bytes, or a sentencepiece model's file.")
-    ] = "bytes",
+        str | None,
+        typer.Option(
+            "--vocabulary",
+            metavar="FILE",
+            help="For text: a tokenizer.json or a sentencepiece model, a path or URL, or bytes; by "
+            "default the one beside the checkpoints, or bytes where the model has at most 400 ids.",
+        ),
+    ] = None,
     sequences: Annotated[
         int, typer.Option("--sequences", min=1, help="How many sequences to run.")
     ] = 32,
@@ -203,7 +209,8 @@ def measure_trajectory(
     )
     if distributed:
         join()
-    opened, taken_on = everywhere(lambda: (open_trajectory(trajectory, steps), settings()))
+    opened = everywhere(lambda: open_trajectory(trajectory, steps))
+    taken_on = everywhere(lambda: settings(trajectory=opened))
     quiet = as_json or not is_first()
     with stop_requested() as stop, _progress("Measuring", "B", quiet) as progress:
         outcome = measure(opened, names, out, part, common_arrays, taken_on, progress, stop)

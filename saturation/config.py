@@ -65,7 +65,8 @@ class TextConfig(Section):
 
     Attributes:
         files: paths or globs of UTF-8 text; none: Python's own documentation, pydoc_data.topics.
-        vocabulary: `bytes` (ByT5's ids), or the path of a sentencepiece model.
+        vocabulary: `bytes` (ByT5's ids), or the path or URL of a sentencepiece model or of a
+            tokenizer.json.
     """
 
     files: tuple[str, ...] = ()
@@ -200,7 +201,8 @@ class ActivationsConfig(Section):
 
     Attributes:
         tokens: a text file or a glob, a .jsonl of token ids, or builtin.
-        vocabulary: for text, bytes or a sentencepiece model's file.
+        vocabulary: for text, a tokenizer.json, a sentencepiece model or bytes; by default that of
+            `pretrain`, or the one beside the checkpoints.
         sequences: how many windows of the text.
         length: tokens of a window.
         decoder_input: the text behind a 0 (shifted), or unshifted (same), as published.
@@ -216,7 +218,7 @@ class ActivationsConfig(Section):
     """
 
     tokens: str = "builtin"
-    vocabulary: str = "bytes"
+    vocabulary: str | None = None
     sequences: Count = 32
     length: Annotated[int, Field(ge=2)] = 128
     decoder_input: Literal["shifted", "same"] = "shifted"
@@ -293,7 +295,7 @@ def load_config(
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{path}: the configuration cannot be read: {reason}.") from error

@@ -158,18 +158,26 @@ def refuse_other_arrays(
 def _refuse_other_settings(
     folder: RunFolder, what: str, found: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> None:
-    """Raise where numbers would differ; the same tokens may come from a file of another name."""
+    """Raise where numbers would differ; the same ids may come from files of other names."""
     have, want = _flat(found), _flat(asked)
-    differ = [
-        f"{key} {have.get(key, 'unknown')} there, {want.get(key, 'unknown')} here"
-        for key in {**have, **want}
-        if have.get(key) != want.get(key)
-    ]
-    if any(not text.startswith("source ") for text in differ):
+    differ = [key for key in {**have, **want} if have.get(key) != want.get(key)]
+    decisive = [key for key in differ if not _names_a_file(key)]
+    if unrecorded := [key for key in decisive if key not in have]:
         raise ResultsError(
-            f"{folder.path} was measured on other {what} than this command's: {'; '.join(differ)}. "
+            f"{folder.path} was measured by a former version of saturation, which did not record "
+            f"{', '.join(unrecorded)}. It can be read and not added to; choose another --out."
+        )
+    if decisive:
+        said = (f"{key} {have.get(key)} there, {want.get(key, 'unknown')} here" for key in differ)
+        raise ResultsError(
+            f"{folder.path} was measured on other {what} than this command's: {'; '.join(said)}. "
             "Choose another --out, or the same ones."
         )
+
+
+def _names_a_file(key: str) -> bool:
+    """Whether a setting says where tokens come from: their hash says which they are."""
+    return key == "source" or key.startswith("vocabulary")
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

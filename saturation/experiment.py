@@ -28,15 +28,25 @@ def run_experiment(config: ExperimentConfig) -> str:
     from saturation.run_activations import read_settings
     from saturation.trajectory import open_trajectory
 
-    # What cannot be read is said before anything is trained.
-    settings = read_settings(config.measures, **config.activations.model_dump())
-    source = config.trajectory
-    if config.pretrain is not None:
+    asked = config.activations.model_dump()
+    if config.pretrain is None:
+        trajectory = open_trajectory(str(config.trajectory), config.steps)
+        settings = read_settings(config.measures, trajectory=trajectory, **asked)
+    else:
         from saturation.training import pretrain
+        from saturation.training.tokens import embedding_rows, open_to_pretrain
 
+        # What cannot be read, or is of another vocabulary, is said before anything is trained.
+        own = config.pretrain.text.vocabulary
+        settings = read_settings(
+            config.measures, **{**asked, "vocabulary": asked["vocabulary"] or own}
+        )
+        if settings is not None:
+            rows = embedding_rows(open_to_pretrain(own))
+            settings.refuse_other_vocabulary(rows, config.pretrain.out)
         with Progress("Pretraining", "steps") as progress:
             source = str(pretrain(config.pretrain, progress))
-    trajectory = open_trajectory(str(source), config.steps)
+        trajectory = open_trajectory(source, config.steps)
     with stop_requested() as stop, Progress("Measuring", "B") as progress:
         outcome = measure(
             trajectory,

@@ -225,7 +225,7 @@ def read_csv_series(path: str, x: str, y: str) -> tuple[list[float], list[float]
       ResultsError: no such file, no such column, or a cell that is no number.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"

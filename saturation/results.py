@@ -48,6 +48,9 @@ def load_results(run: str | Any, partial: bool = False) -> pd.DataFrame:
       run: the run's folder or URL.
       partial: read an incomplete run too; scopes that lack an array at some step lack that row.
 
+    Returns:
+      The table; `attrs["activations"]` is what measures of activations were taken on, if any were.
+
     Raises:
       ResultsError: there is no run, it is incomplete (named by what is missing), or other versions
         of all its measures wrote it.
@@ -90,7 +93,10 @@ def load_results(run: str | Any, partial: bool = False) -> pd.DataFrame:
             f"{folder.path} holds nothing that this version of saturation can read: "
             f"{found.former}. Measure it again into a new folder."
         )
-    return pd.concat(tables, ignore_index=True)
+    whole = pd.concat(tables, ignore_index=True)
+    if "activations" in described:
+        whole.attrs["activations"] = described["activations"]
+    return whole
 
 
 @dataclass(frozen=True)

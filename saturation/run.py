@@ -87,7 +87,8 @@ def measure(
         activations; all of it by default.
       common_arrays: where checkpoints differ, measure the arrays they share.
       activations: the tokens that measures of activations are taken on, and how; by default those
-        of `read_settings`: the text that ships with Python.
+        of `read_settings`: the text that ships with Python, in the vocabulary that lies beside the
+        checkpoints.
       progress: shows the bytes read.
       stop: when set, the arrays or the step at hand are finished and written, and `Stopped` raised;
         by default an interrupt (Ctrl-C, a notebook's stop) does that.
@@ -102,7 +103,9 @@ def measure(
     weights = [one for one in asked if isinstance(one, WeightMeasure)]
     grouped = [one for one in asked if isinstance(one, GroupMeasure)]
     activated = [one for one in asked if isinstance(one, ActivationMeasure)]
-    settings = (activations or read_settings(measures)) if activated else None
+    settings = (
+        (activations or read_settings(measures, trajectory=trajectory)) if activated else None
+    )
     folder, shard = SharedRunFolder(out), shard or Shard()
     progress = progress or Progress("", "B", quiet=True)
     _refuse_out_of_checkpoint(out, trajectory)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from saturation.batches import BUILTIN, TokenBatch, read_corpus_tokens, read_tokens
+from saturation.batches import BUILTIN, TokenBatch, is_ids, read_corpus_tokens, read_tokens
 from saturation.checkpoints.parallel import AT_ONCE, each
 from saturation.errors import MeasureError, Stopped
 from saturation.measures import needs_corpus, needs_tokens
@@ -35,11 +35,16 @@ from saturation.sharding import (
     replicated,
 )
 from saturation.stream import cores, in_order
+from saturation.training.tokens import BYTES
+from saturation.vocabularies import vocabulary_beside
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import Box, Checkpoint, Parameter
     from saturation.models import T5Config
     from saturation.trajectory import Trajectory
+
+# What no attention sees, whatever is measured: `models.t5`.
+MASKS = "the encoder's padding (id 0), in self- and cross-attention; in the decoder later positions"
 
 Observed = dict[str, dict[str, dict[str, np.ndarray]]]  # {measure: {scope: {statistic: scalar}}}
 
@@ -49,7 +54,8 @@ class ActivationSettings:
     """What measures of activations are taken on, and how.
 
     Attributes:
-      tokens: the sequences; by default 32 windows of the text that ships with Python.
+      tokens: the sequences; by default 32 windows of the text that ships with Python, as bytes,
+        which a model of more than 400 ids refuses.
       batch_size: sequences in one forward pass.
       scale: the finite c of f(x; cθ).
       terms: terms of the series that computes the parameter limit.
@@ -83,6 +89,7 @@ class ActivationSettings:
         """Return what `run.json` records, by which runs and steps are comparable."""
         return {
             "tokens": self.tokens.describe(),
+            "masks": MASKS,
             "scale": self.scale,
             "terms": self.terms,
             "limits": list(self.limits),
@@ -124,7 +131,10 @@ class ActivationSettings:
         """Raise where the parameters are of no T5, or of one that does not know all the tokens."""
         from saturation.models import T5Config
 
-        vocab_size = T5Config.from_parameters(parameters).vocab_size
+        self.refuse_other_vocabulary(T5Config.from_parameters(parameters).vocab_size, path)
+
+    def refuse_other_vocabulary(self, vocab_size: int, path: str) -> None:
+        """Raise `MeasureError` where tokens or corpus are of another vocabulary than the model."""
         self.tokens.refuse_unknown(vocab_size, path)
         if self.corpus is not None:
             self.corpus.refuse_unknown(vocab_size, path)
@@ -133,8 +143,9 @@ class ActivationSettings:
 def read_settings(
     measures: Sequence[str],
     *,
+    trajectory: Trajectory | None = None,
     tokens: str = BUILTIN,
-    vocabulary: str = "bytes",
+    vocabulary: str | None = None,
     sequences: int = 32,
     length: int = 128,
     decoder_input: str = "shifted",
@@ -151,8 +162,9 @@ def read_settings(
 
     Args:
       measures: their names.
+      trajectory: whose models are run; beside its checkpoints the vocabulary is looked for.
       tokens: what `read_tokens` reads, with `vocabulary`, `sequences`, `length` and
-        `decoder_input`.
+        `decoder_input`; without a `vocabulary`, the one found, or else bytes.
       corpus: what `read_corpus_tokens` reads, if one of the measures needs it; by default all of
         `tokens`.
       limits: and the others as in `ActivationSettings`.
@@ -163,6 +175,10 @@ def read_settings(
     """
     if not needs_tokens(measures):
         return None
+    texts = not (is_ids(tokens) and is_ids(corpus or tokens))
+    if vocabulary is None and trajectory is not None and texts:
+        vocabulary = vocabulary_beside(trajectory)
+    vocabulary = vocabulary or BYTES
     batch, text = read_tokens(tokens, vocabulary, sequences, length, decoder_input), None
     if needs_corpus(measures):
         text = read_corpus_tokens(corpus or tokens, vocabulary, length)
@@ -256,6 +272,7 @@ def _pass_of(
     from saturation.models import T5Config
 
     config = T5Config.from_checkpoint(checkpoint)
+    settings.refuse_other_vocabulary(config.vocab_size, checkpoint.path)
     key = (config, tuple(measure.name for measure in measures))
     if key not in kept:
         kept[key] = _Pass(config, measures, settings)

@@ -97,6 +97,7 @@ class MadeCheckpoint:
     path = "made"
 
     def __init__(self, config, flat):
+        self.settings = {}
         float32 = np.dtype(np.float32)
         self.parameters = {n: Parameter(s, float32) for n, s in config.parameter_shapes().items()}
         self.flat, self.elements = flat, 0

@@ -41,6 +41,7 @@ FLOW = (
     ("measures",),
     ("runfolder",),
     ("training",),
+    ("vocabularies",),
     ("batches",),
     ("parts",),
     ("results", "growth", "stream", "description"),

@@ -19,9 +19,12 @@ from saturation.report.series import Fits, RunTable, run_tables
 from saturation.report.smoothing_figures import draw_smoothing
 from saturation.report.spectrum_figures import draw_spectrum
 from saturation.report.spectrum_figures import height as spectrum_height
-from saturation.report.style import RC, new_figure, save_figure
+from saturation.report.style import GREY, RC, new_figure, save_figure
+from saturation.report.tokens_text import footnote
 
 Draw = Callable[[Figure | SubFigure, RunTable], None]
+_FOOT = 0.5  # inches for what is said of the tokens
+
 Eigenvalues = Mapping[str, pd.DataFrame]
 
 
@@ -113,15 +116,26 @@ class Plan:
 def _stacked(
     draw: Callable[[Figure | SubFigure, RunTable, Fits], None],
     height: float | Callable[[RunTable], float],
+    on_tokens: bool = False,
 ):
-    """Return a drawing that gives each run a strip of its own, one below the other."""
+    """Return a drawing that gives each run a strip of its own, one below the other.
+
+    Of a measure that was taken on tokens, the foot of a strip says on which.
+    """
 
     def stack(runs: Sequence[RunTable], fits: Fits) -> Figure:
         heights = [height(run) if callable(height) else height for run in runs]
+        heights = [
+            each + _FOOT * (on_tokens and bool(run.taken_on))
+            for each, run in zip(heights, runs, strict=True)
+        ]
         figure = new_figure(sum(heights))
         strips = figure.subfigures(len(runs), 1, squeeze=False, height_ratios=heights)[:, 0]
         for strip, run in zip(strips, runs, strict=True):
             draw(strip, run, fits)
+            if on_tokens and run.taken_on:
+                foot = {"x": 0.01, "ha": "left", "fontsize": 8, "color": GREY}
+                strip.supxlabel(footnote(run.taken_on), **foot)
         return figure
 
     return stack
@@ -165,19 +179,19 @@ PLANS = {
     "saturation": Plan(
         "saturation of layers (metrics such as cosine_attention_limit)",
         lambda run: any(run.layers(metric) for metric in COSINES),
-        _stacked(lambda parent, run, fits: draw_saturation(parent, run), 8.0),
+        _stacked(lambda parent, run, fits: draw_saturation(parent, run), 8.0, on_tokens=True),
         optional=True,
     ),
     "homogeneity": Plan(
         "layers at several c (measure homogeneity: metrics such as local_degree_at_10)",
         lambda run: bool(scales(run)),
-        _stacked(lambda parent, run, fits: draw_homogeneity(parent, run), 7.2),
+        _stacked(lambda parent, run, fits: draw_homogeneity(parent, run), 7.2, on_tokens=True),
         optional=True,
     ),
     "heads": Plan(
         "positions attended by heads (metrics positions_mean, positions_fraction, entropy)",
         _has("positions_mean", "positions_fraction", "entropy"),
-        _stacked(lambda parent, run, fits: draw_heads(parent, run), 7.8),
+        _stacked(lambda parent, run, fits: draw_heads(parent, run), 7.8, on_tokens=True),
         optional=True,
     ),
     "spectrum": Plan(
@@ -189,19 +203,19 @@ PLANS = {
     "smoothing": Plan(
         "token similarity by layer (measure smoothing: metrics such as hfc_lfc)",
         lambda run: bool(run.matching("hfc_lfc", ".*")),
-        _stacked(lambda parent, run, fits: draw_smoothing(parent, run), 6.8),
+        _stacked(lambda parent, run, fits: draw_smoothing(parent, run), 6.8, on_tokens=True),
         optional=True,
     ),
     "scan": Plan(
         "attention on common and distinct keys (measure scan: metrics such as mass_distinct)",
         _has("attention_entropy", "mass_distinct"),
-        _stacked(lambda parent, run, fits: draw_scan(parent, run), 8.4),
+        _stacked(lambda parent, run, fits: draw_scan(parent, run), 8.4, on_tokens=True),
         optional=True,
     ),
     "snap": Plan(
         "heads at 16 checkpoints after step 0 (measure scan: metric snapped)",
         lambda run: bool(run.matching("snapped", ".*")),
-        _stacked(lambda parent, run, fits: draw_snap(parent, run), 4.4),
+        _stacked(lambda parent, run, fits: draw_snap(parent, run), 4.4, on_tokens=True),
         optional=True,
     ),
 }

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 import saturation
-from saturation.measures import MEASURES
+from saturation.measures import MEASURES, needs_tokens
 from saturation.report.chart_style import Panel, Section
 from saturation.report.head_charts import heads_section
 from saturation.report.homogeneity_charts import homogeneity_section
@@ -161,7 +161,8 @@ def _run_section(
     for measure, sections in SECTIONS.items():
         found = [section for build in sections if (section := build(run)) is not None]
         shown += [measure] if found else []
-        parts += [page.section(section) for section in found]
+        foot = [_note(run.taken_on)] if found and needs_tokens([measure]) else []
+        parts += [page.section(section) for section in found] + foot
     parts.append(_not_shown(run, shown, facts))
     return "\n".join(parts)
 

@@ -12,6 +12,7 @@ from saturation.growth import COMPARED_POINTS, Curve, Fit, describe, ranked
 from saturation.growth_text import exponent
 from saturation.report.glossary import GLOSSARY, MERRILL
 from saturation.report.growth_figure import choose_laws
+from saturation.report.tokens_text import say_tokens
 
 
 def facts_list(facts: Mapping[str, Any]) -> str:
@@ -29,6 +30,7 @@ def facts_list(facts: Mapping[str, Any]) -> str:
         shown["Parameters"] = f"{size:,} in {len(arrays)} arrays"
     if isinstance(facts.get("measures"), Sequence):
         shown["Measures"] = ", ".join(map(str, facts["measures"]))
+    shown["Activations"] = say_tokens(facts.get("activations"))
     if isinstance(environment, Mapping):
         shown["Measured with"] = ", ".join(f"{name} {said}" for name, said in environment.items())
     rows = "".join(

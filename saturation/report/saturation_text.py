@@ -10,7 +10,7 @@ from saturation.report.series import HEAD_KINDS, RunTable, on_steps
 
 def saturation_table(run: RunTable) -> list[str]:
     """Return the lines of a table: layers by limit, heads by kind; empty without either."""
-    layers = [_layers_row(run, metric, name) for metric, name in COSINES.items()]
+    layers = [row for metric, name in COSINES.items() for row in _layers_rows(run, metric, name)]
     heads = [_heads_row(run, kind, pattern) for kind, pattern in HEAD_KINDS.items()]
     titles = "mean over layers of the cosine to", "argmax-like heads (n < 1.5) of"
     found = []
@@ -24,12 +24,19 @@ def _line(name: str, first: str, last: str) -> str:
     return f"{name:<36}{first:>14}{last:>14}"
 
 
-def _layers_row(run: RunTable, metric: str, name: str) -> str:
-    found = list(run.matching(metric, LAYER).values())
+def _layers_rows(run: RunTable, metric: str, name: str) -> list[str]:
+    """Return the mean over layers, and the layer that is farthest from the limit at the end."""
+    found = run.matching(metric, LAYER)
     if not found:
-        return ""
-    means = np.nanmean(on_steps(found)[1], axis=0)
-    return _line(name, f"{means[0]:.3f}", f"{means[-1]:.3f}")
+        return []
+    values = on_steps(list(found.values()))[1]
+    means = np.nanmean(values, axis=0)
+    rows = [_line(name, f"{means[0]:.3f}", f"{means[-1]:.3f}")]
+    if len(found) > 1 and np.isfinite(values[:, -1]).any():
+        row = int(np.nanargmin(values[:, -1]))
+        first, last = values[row, [0, -1]]
+        rows.append(_line(f"  worst: {list(found)[row]}", f"{first:.3f}", f"{last:.3f}"))
+    return rows
 
 
 def _heads_row(run: RunTable, kind: str, pattern: str) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from saturation.errors import ResultsError
 from saturation.growth import MINIMUM_POINTS, Fit, fit_all
+from saturation.report.tokens_text import say_tokens
 from saturation.scopes import layer_of
 
 COLUMNS = ("step", "measure", "metric", "scope", "value", "previous_step")
@@ -74,6 +75,8 @@ class RunTable:
 
     Attributes:
         measures: those that the table holds.
+        taken_on: the sentence on the tokens of its measures of activations; "" where there are
+            none, or nothing says it.
 
     Raises:
         ResultsError: a column is absent, or a value occurs twice.
@@ -99,6 +102,7 @@ class RunTable:
         self.name = name
         self.eigenvalues = pd.DataFrame() if eigenvalues is None else eigenvalues
         self.measures = frozenset(table["measure"].unique())
+        self.taken_on = say_tokens(table.attrs.get("activations"))
         table = table.sort_values("step", kind="stable")
         # Columns and positions, not tables: a T5-base run has thousands of series, and taking each
         # out of a table costs more than all that is done with it.

@@ -131,7 +131,9 @@ def _describe_run(run: RunTable, laws: Mapping[str, Mapping[str, Fit]]) -> str:
 
 
 def _activation_lines(run: RunTable) -> list[str]:
-    return [*_saturation_lines(run), *_scan_lines(run), *_smoothing_lines(run)]
+    """Return what is said of measures of activations, and on which tokens they were taken."""
+    said = ["", _wrap(f"Activations. {run.taken_on}")] if run.taken_on else []
+    return [*said, *_saturation_lines(run), *_scan_lines(run), *_smoothing_lines(run)]
 
 
 def _saturation_lines(run: RunTable) -> list[str]:

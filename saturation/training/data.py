@@ -69,7 +69,7 @@ def _matches(pattern: str) -> list[Path]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path}: expected UTF-8 text, found a byte that is none at position {error.start}."

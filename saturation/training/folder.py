@@ -4,6 +4,7 @@ All of it on a local disk (a `Path`) or in a bucket (an `epath.Path`, as Orbax t
 
 - OUT/0, OUT/1, …: the trajectory, one folder a checkpoint
 - OUT/pretrain.json: configuration, text, vocabulary, and the versions of each session
+- OUT/sentencepiece.model or OUT/tokenizer.json: the vocabulary, unless it is of bytes
 - OUT/log.csv: loss, learning rate and norm
 - OUT/resume/: where an interrupted run stopped between two checkpoints
 """
@@ -115,6 +116,22 @@ def start_session(folder: Place, identity: Mapping[str, Any], step: int, device:
         _write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
+def keep_vocabulary(folder: Place, file: tuple[str, bytes] | None) -> None:
+    """Leave the vocabulary's file, where it has one, beside the checkpoints whose ids it made.
+
+    Args:
+        folder: of the pretraining.
+        file: name and contents; `saturation measure` finds it by that name.
+
+    Raises:
+        ResultsError: when it cannot be written.
+    """
+    if file is not None:
+        name, content = file
+        with writing_to(folder):
+            _write(folder / name, content)
+
+
 def read_record(folder: Place) -> dict[str, Any] | None:
     """The contents of pretrain.json, or None where there is none.
 
@@ -156,10 +173,14 @@ def versions() -> dict[str, str]:
 
 
 def _write_text(path: Place, text: str) -> None:
+    _write(path, text.encode())
+
+
+def _write(path: Place, content: bytes) -> None:
     if in_bucket(path):
-        RunFolder(path.parent).write(path.name, text.encode())
+        RunFolder(path.parent).write(path.name, content)
     else:
-        write_whole(Path(path), lambda file: file.write(text.encode()))
+        write_whole(Path(path), lambda file: file.write(content))
 
 
 class Log:

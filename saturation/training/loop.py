@@ -15,12 +15,19 @@ from saturation.models import T5
 from saturation.progress import Progress
 from saturation.signals import stop_requested
 from saturation.training.data import SpanCorruptionBatches, read_corpus
-from saturation.training.folder import Log, Place, check_identity, open_place, start_session
+from saturation.training.folder import (
+    Log,
+    Place,
+    check_identity,
+    keep_vocabulary,
+    open_place,
+    start_session,
+)
 from saturation.training.objectives import lengths_to_fill
 from saturation.training.optimizers import build_optimizer, build_schedule
 from saturation.training.step import TrainState, Update, initial_state, make_update, model_config
 from saturation.training.store import Store
-from saturation.training.tokens import embedding_rows, open_vocabulary
+from saturation.training.tokens import embedding_rows, open_to_pretrain
 
 SECONDS_BETWEEN_REPORTS = 0.5
 
@@ -53,6 +60,7 @@ def pretrain(config: PretrainConfig, progress: Progress | None = None) -> Place:
         if store.latest != config.steps:
             run = _begin(config, batches, store)
             start_session(folder, identity, run.first, jax.devices()[0].device_kind)
+            keep_vocabulary(folder, batches.vocabulary.file)
             with stop_requested() as stop:
                 _train(run, chosen, store, stop, progress or Progress("", "steps", quiet=True))
     finally:
@@ -63,7 +71,7 @@ def pretrain(config: PretrainConfig, progress: Progress | None = None) -> Place:
 def _prepare(config: PretrainConfig) -> tuple[SpanCorruptionBatches, dict[str, Any]]:
     """The batches, and all that decides the trajectory: what pretrain.json records."""
     corpus = read_corpus(config.text.files)
-    vocabulary = open_vocabulary(config.text.vocabulary)
+    vocabulary = open_to_pretrain(config.text.vocabulary)
     objective = config.objective
     lengths = lengths_to_fill(
         objective.input_length, objective.noise_density, objective.mean_span_length

@@ -27,7 +27,7 @@ class MeasureShard:
     index: int
     count: int
     tokens: str = "builtin"
-    vocabulary: str = "bytes"
+    vocabulary: str | None = None
 
     def __call__(self) -> dict[str, object]:
         """Measure what the run lacks of this shard; return what was done."""
@@ -35,13 +35,17 @@ class MeasureShard:
         from saturation.plan import Shard
         from saturation.run_activations import read_settings
 
+        trajectory = saturation.open_trajectory(self.trajectory)
         outcome = saturation.measure(
-            saturation.open_trajectory(self.trajectory),
+            trajectory,
             self.measures,
             self.out,
             Shard(self.index, self.count),
             activations=read_settings(
-                self.measures, tokens=self.tokens, vocabulary=self.vocabulary
+                self.measures,
+                trajectory=trajectory,
+                tokens=self.tokens,
+                vocabulary=self.vocabulary,
             ),
         )
         return outcome.to_json()
@@ -97,7 +101,7 @@ def main() -> None:
     parser.add_argument("--measures", default="norms,direction")
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--tokens", default="builtin")
-    parser.add_argument("--vocabulary", default="bytes")
+    parser.add_argument("--vocabulary", default=None)
     parser.add_argument("--cluster", choices=("slurm", "local"), default="slurm")
     parser.add_argument("--logs", default="logs")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="settings")
