@@ -48,6 +48,29 @@ SetOption = Annotated[
 ]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from saturation.description import version_text
+
+        typer.echo(version_text())
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Print the versions of this and of JAX, the platform and the devices, and exit.",
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command("ls")
 def list_trajectory(
     trajectory: TrajectoryArgument, steps: StepsOption = None, as_json: JsonOption = False

@@ -70,6 +70,25 @@ def _environment() -> dict[str, str | int]:
     }
 
 
+def version_text() -> str:
+    """Return what `saturation --version` prints: versions, platform, and the devices JAX sees."""
+    import jax
+    import jaxlib
+    import numpy as np
+
+    try:
+        found = [f"{device.device_kind} ({device.platform})" for device in jax.devices()]
+        devices = ", ".join(f"{found.count(one)} × {one}" for one in dict.fromkeys(found))
+    except RuntimeError as error:  # a driver that is there and does not start
+        devices = f"none that JAX can use ({error})"
+    return (
+        f"saturation {saturation.__version__}\n"
+        f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, numpy {np.__version__}\n"
+        f"python {platform.python_version()}, {platform.platform()}\n"
+        f"devices: {devices}"
+    )
+
+
 def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -> dict[str, Any]:
     """Write `run.json`, or extend the one that is there, and return it.
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -69,6 +71,21 @@ class Progress:
             elif not self.quiet and time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
                 self._line(note)
 
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Say that the device's code is being compiled; that time is in no rate."""
+        begun = time.monotonic()
+        with self._lock:
+            if self._bar is not None:
+                self._bar.update(self._task, note="compiling …")
+            elif not self.quiet:
+                print(f"{self.what}: compiling …", file=self._stream, flush=True)
+        yield
+        with self._lock:
+            self._begun += time.monotonic() - begun
+            if self._bar is not None:
+                self._bar.update(self._task, note="")
+
     def say(self, text: str) -> None:
         """Print one line, above the bar where there is one."""
         if self.quiet:
@@ -82,11 +99,11 @@ class Progress:
         self._shown = now = time.monotonic()
         seconds = max(now - self._begun, 1e-9)
         rate = (self._done - self._earlier) / seconds
-        left = (self._total - self._done) / rate if rate > 0 else float("inf")
+        left = f"{(self._total - self._done) / rate:,.0f} s left" if rate > 0 else "nothing run yet"
         scale, unit = (1e6, "MB") if self.unit == "B" else (1.0, self.unit)
         print(
             f"{self.what}: {self._done / scale:,.0f} of {self._total / scale:,.0f} {unit}, "
-            f"{rate / scale:,.4g} {unit}/s, {left:,.0f} s left{'; ' + note if note else ''}",
+            f"{rate / scale:,.4g} {unit}/s, {left}{'; ' + note if note else ''}",
             file=self._stream,
             flush=True,
         )

@@ -223,7 +223,9 @@ def measure_activations(
                     f"{folder.path}; run the same command again to compute the rest."
                 )
             # Not by a name: this step's parameters would stay while the next one's are read.
-            observed = observe(one_pass, everywhere(lambda: next(read)), measures, settings)
+            observed = observe(
+                one_pass, everywhere(lambda: next(read)), measures, settings, progress
+            )
             for measure in measures:
                 columns = _columns(measure, observed)
                 write_part(folder, measure.name, ACTIVATIONS, (step, step), columns)
@@ -249,15 +251,24 @@ def observe(
     parameters: Any,
     measures: Sequence[ActivationMeasure],
     settings: ActivationSettings,
+    progress: Progress | None = None,
 ) -> Observed:
-    """Return the statistics that a pass over all tokens gives with these parameters."""
+    """Return the statistics that a pass over all tokens gives with these parameters.
+
+    Args:
+      one_pass: of the model.
+      parameters: as it places them.
+      measures: share the pass.
+      settings: the tokens and how they are run.
+      progress: told when the pass is compiled.
+    """
     total: Observed = {}
     with ExitStack() as stack:
         # Parameters stay float32, and so the model; its limits and all sums are float64.
         stack.enter_context(enable_x64(accumulation(jax.default_backend()) == "float64"))
         if not settings.fast:
             stack.enter_context(jax.default_matmul_precision("highest"))
-        for partial in one_pass.observe(parameters):
+        for partial in one_pass.observe(parameters, progress or Progress("", "B", quiet=True)):
             _accumulate(total, partial, measures)
     return total
 
@@ -298,14 +309,18 @@ class _Pass:
         self._jitted = jax.jit(
             _traced(config, measures, settings), out_shardings=replicated(self._mesh)
         )
+        self._compiled: Any = None
 
-    def observe(self, parameters: Any) -> Iterator[Any]:
+    def observe(self, parameters: Any, progress: Progress) -> Iterator[Any]:
         """Yield {measure: {scope: {statistic: scalar}}} of each batch of the tokens."""
         rows = self._mesh.shape[DATA]
         sharding = over_data(self._mesh)
         for batch in self._settings.batches(rows, self._joint_sequences):
-            placed = (place(each.shape, sharding, each.__getitem__) for each in batch)
-            observed = jax.device_get(self._jitted(parameters, *placed))
+            placed = [place(each.shape, sharding, each.__getitem__) for each in batch]
+            if self._compiled is None:  # apart, so that it is in no rate
+                with progress.compiling():
+                    self._compiled = self._jitted.lower(parameters, *placed).compile()
+            observed = jax.device_get(self._compiled(parameters, *placed))
             yield {name: without_stars(scopes) for name, scopes in observed.items()}
 
     def place(self, checkpoint: Checkpoint, at_once: int = 1) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from made_trajectory import write_trajectory
+from typer.testing import CliRunner
 
 import saturation
 from saturation import cli
@@ -245,3 +246,16 @@ def test_a_fit_is_offered_of_what_can_be_fitted():
     assert measured_text(done, "out", ("heads",)) == (
         "3 parts computed, 1 reused, in out. Next: `saturation report out --figures DIR`."
     )
+
+
+def test_the_version_is_given_with_jax_platform_and_devices() -> None:
+    import jax
+
+    shown = CliRunner().invoke(cli.app, ["--version"])
+    assert shown.exit_code == 0
+    first, versions, platform, devices = shown.output.splitlines()
+    assert first == f"saturation {saturation.__version__}"
+    assert versions.startswith(f"jax {jax.__version__}, jaxlib ")
+    assert platform.startswith("python 3.")
+    device = jax.devices()[0]
+    assert devices == f"devices: {jax.device_count()} × {device.device_kind} ({device.platform})"

@@ -84,8 +84,11 @@ def text(tmp_path) -> Path:
 
 
 def measured(trajectory: Path, out: Path, *more: str) -> None:
+    """Raise what the command raises."""
     given = ("--measures", "heads", "--out", str(out), "--sequences", "2", "--length", "8")
-    raise CliRunner().invoke(app, ["measure", str(trajectory), *given, *more]).exception
+    error = CliRunner().invoke(app, ["measure", str(trajectory), *given, *more]).exception
+    assert error is not None
+    raise error
 
 
 def described(trajectory: Path, tokens: Path):
@@ -93,6 +96,7 @@ def described(trajectory: Path, tokens: Path):
     opened = saturation.open_trajectory(trajectory)
     given = {"trajectory": opened, "tokens": str(tokens), "sequences": 2, "length": 8}
     settings = read_settings(["heads"], **given)
+    assert settings is not None
     settings.refuse_other_models(opened[0].parameters, opened.path)
     return settings.describe()["tokens"]
 
@@ -236,6 +240,7 @@ def test_a_pretraining_leaves_its_vocabulary_where_it_is_found(tmp_path, pieces,
     opened = saturation.open_trajectory(os.fspath(folder))
     assert opened.steps == (0, 1)
     found = vocabulary_beside(opened)
+    assert found is not None
     assert found == str(tmp_path / "made" / "sentencepiece.model")
     assert open_vocabulary(found).fingerprint == open_vocabulary(str(pieces)).fingerprint
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +129,9 @@ def _train(
     if run.first == 0 and not store.steps:
         store.save(run.state)
     for step in range(run.first + 1, run.config.steps + 1):
-        run.state, metrics = run.update(run.state, run.batches(step - 1))
+        # The first call returns when the update is compiled, and before it has run.
+        with reporter.compiling() if step == run.first + 1 else nullcontext():
+            run.state, metrics = run.update(run.state, run.batches(step - 1))
         reporter.add(step, metrics)
         if step in chosen:
             reporter.keep()
@@ -154,6 +157,10 @@ class _Reporter:
         self._waiting: list[tuple[int, Any]] = []
         self._flushed = time.monotonic()
         progress.start(run.config.steps, run.first)
+
+    def compiling(self) -> AbstractContextManager[None]:
+        """Say that the update is being compiled."""
+        return self._progress.compiling()
 
     def add(self, step: int, metrics: Any) -> None:
         self._waiting.append((step, metrics))
