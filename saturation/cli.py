@@ -48,12 +48,13 @@ SetOption = Annotated[
 ]
 
 
-def _show_version(asked: bool) -> None:
+def _show_version(asked: bool) -> bool:
     if asked:
         from saturation.description import version_text
 
         typer.echo(version_text())
         raise typer.Exit
+    return asked
 
 
 @app.callback()
