@@ -46,6 +46,7 @@ def describe_trajectory(trajectory: Trajectory) -> dict[str, Any]:
         "bytes_each": bytes_each,
         "bytes": bytes_each * len(trajectory.steps),
         "files": list(checkpoint.files),
+        "wrappers": checkpoint.wrappers,
         "left_out": [{"name": name, "reason": reason} for name, reason in left_out],
         "ignored": [{"name": name, "reason": reason} for name, reason in trajectory.ignored],
     }
@@ -66,6 +67,8 @@ def trajectory_text(described: Mapping[str, Any]) -> str:
     ]
     if described["files"]:
         lines.append(f"  read from   {_few(described['files'])}")
+    if described["wrappers"]:
+        lines.append(f"  wrapped in  {described['wrappers']}, taken off the names")
     lines += _reasons("left out", described["left_out"])
     lines += _reasons("ignored", described["ignored"])
     return "\n".join(lines)

@@ -78,6 +78,19 @@ class Trajectory:
           CheckpointFormatError: of the first that is damaged.
         """
         each(self.__getitem__, self.steps, AT_ONCE if self.remote else 1)
+        self._untie()
+
+    def _untie(self) -> None:
+        """Count a head that is tied at some steps and not at others at every step that stores it.
+
+        All steps then have one set of parameters, or else stay as they were opened.
+        """
+        if len({frozenset(self[step].parameters) for step in self.steps}) == 1:
+            return
+        untied = {step: one() for step in self.steps if (one := self[step].untied) is not None}
+        opened = self._opened | untied
+        if untied and len({frozenset(opened[step].parameters) for step in self.steps}) == 1:
+            self._opened = opened
 
     def digests(self, step: int) -> tuple[tuple[str, str], ...] | None:
         """Return (name, hash) of a step's files where the place keeps hashes itself, or None."""

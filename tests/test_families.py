@@ -140,7 +140,7 @@ def test_the_scopes_of_a_family_hold_what_they_should(tmp_path, family):
 def test_every_kernel_of_a_family_has_the_fan_in_of_its_product(tmp_path, family):
     shapes, *_ = FAMILIES[family]
     for name, parameter in open_checkpoint(written(tmp_path / "a", shapes)).parameters.items():
-        table = name.endswith(("embeddings/weight", "/wte/weight", "/wpe/weight")) or any(
+        table = name.endswith(("embeddings/weight", "wte/weight", "wpe/weight")) or any(
             part in name for part in ("embed_in", "embed_tokens")
         )
         outward = ("mlp/c_proj/", "dense_4h_to_h/", "down_proj/")

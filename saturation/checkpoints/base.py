@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -191,6 +191,8 @@ class Checkpoint:
         `T5Config`, such as `scale_decoder_outputs`.
       left_out: (name, reason) of every array that is there and is no parameter.
       files: the names of the files that were read, where a folder can hold several versions.
+      wrappers: the words before every name on disk that a training loop put there, taken off.
+      untied: opens it again with arrays of the same bits counted each, where some are counted once.
     """
 
     def __init__(
@@ -204,9 +206,12 @@ class Checkpoint:
         *,
         left_out: Iterable[LeftOut] = (),
         files: Iterable[str] = (),
+        wrappers: str = "",
+        untied: Callable[[], Checkpoint] | None = None,
     ):
         self.path, self.step, self.format = path, step, format
         self.left_out, self.files = tuple(left_out), tuple(files)
+        self.wrappers, self.untied = wrappers, untied
         self.settings: Mapping[str, Any] = MappingProxyType(dict(settings or {}))
         self._arrays, self._sources = arrays, sources
 

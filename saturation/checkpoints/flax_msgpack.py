@@ -14,6 +14,7 @@ from saturation.checkpoints.orbax import parameter_path
 from saturation.checkpoints.orbax_tree import Keys, Tree
 from saturation.checkpoints.sift import sift
 from saturation.checkpoints.storage import Folder
+from saturation.checkpoints.torch_names import joined
 from saturation.errors import CheckpointFormatError
 
 NAME = "flax"
@@ -43,11 +44,8 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     where = folder.where(name)
     leaves, files = _sharded(folder) if name == _INDEX else (_whole(folder, name), (name,))
     inside = any(keys[0] == "params" for keys in leaves)
-    arrays = {
-        "/".join(path): array
-        for keys, array in leaves.items()
-        if (path := parameter_path(keys, inside))
-    }
+    paths = {keys: path for keys in leaves if (path := parameter_path(keys, inside))}
+    arrays = joined({keys: leaves[keys] for keys in paths}, paths, where)
     if not arrays:
         raise CheckpointFormatError(f"{where} holds no parameters.")
     weights, left_out = sift(arrays, where)

@@ -9,17 +9,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from saturation.checkpoints import names
 from saturation.checkpoints.base import Checkpoint, DiskArray, LeftOut, Source, refuse_long_names
 from saturation.checkpoints.json_cost import refuse_heavy_json
-from saturation.checkpoints.kernels import with_fan_in
 from saturation.checkpoints.safetensors import is_safetensors, read_header
 from saturation.checkpoints.sift import refuse_adapter_file, sift
 from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.strangers import holds_no_weights
 from saturation.checkpoints.t5_settings import t5_settings
+from saturation.checkpoints.torch_names import (
+    aliases,
+    one_each,
+    same_bits,
+    unwrapped,
+)
 from saturation.checkpoints.torch_pickle import is_archive, read_archive
 from saturation.errors import CheckpointFormatError
 
@@ -71,18 +77,68 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
         raise _no_arrays(folder)
     refuse_long_names(found, folder.path)
     arrays, left_out = sift(found, folder.path, config)
-    kind, settings = config.get("model_type"), {}
-    if kind in _T5_TYPES or (kind is None and names.is_hugging_face_t5(arrays)):
-        arrays = _without_aliases(arrays, tied=config.get("tie_word_embeddings", True) is not False)
-        sources = names.hugging_face_t5(arrays, folder.path, per_layer_bias=kind == "umt5")
-        settings = t5_settings(config, folder.where(_CONFIG)) if kind else {}
-    else:
-        sources = _own_names(arrays)
-    left_out += _uncounted(found, arrays, sources, {name for name, _ in left_out})
     left_out += _others(folder, files)
+    return _named(_Stored(folder, step, config, found, files, tuple(left_out)), arrays)
+
+
+class _Stored(NamedTuple):
+    """What was found in a folder, before its arrays have their names."""
+
+    folder: Folder
+    step: int | None
+    config: Mapping[str, Any]
+    found: Mapping[str, DiskArray]
+    files: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def _named(stored: _Stored, arrays: Mapping[str, DiskArray], untied: bool = False) -> Checkpoint:
+    """Return the checkpoint with its parameters' names.
+
+    Args:
+      stored: what lies there.
+      arrays: those that can be parameters, by their names on disk.
+      untied: count arrays of the same bits each, unless they are one object.
+    """
+    where, config = stored.folder.path, stored.config
+    kind = config.get("model_type")
+    t5 = kind in _T5_TYPES or (kind is None and _is_t5(arrays))
+    renamed, wrappers = unwrapped(arrays, t5)
+    disk = one_each(renamed, where)
+    kept = {name: arrays[old] for name, old in disk.items()}
+    tied = config.get("tie_word_embeddings", True) is not False
+    again = _t5_aliases(kept, tied) if t5 else aliases(kept, config)
+    equal = {name for name, one in again.items() if kept[name] is not kept[one]}
+    if untied:
+        again = {name: one for name, one in again.items() if name not in equal}
+    left_out = [
+        *stored.left_out,
+        *(LeftOut(disk[n], f"{disk[one]} again, counted once") for n, one in again.items()),
+    ]
+    kept = {name: array for name, array in kept.items() if name not in again}
+    settings = {}
+    if t5:
+        kept = _with_shared(kept)
+        sources = names.hugging_face_t5(kept, where, per_layer_bias=kind == "umt5")
+        settings = t5_settings(config, stored.folder.where(_CONFIG)) if kind else {}
+    else:
+        # What stands before all names but those of arrays that are stored twice.
+        shorter, more = unwrapped(kept, False)
+        kept = {name: kept[old] for name, old in one_each(shorter, where).items()}
+        wrappers = ", ".join(word for word in (wrappers, more) if word)
+        sources = names.own(kept, where)
+    left_out += _uncounted(stored.found, kept, sources, {name for name, _ in left_out})
     return Checkpoint(
-        *(folder.path, step, NAME, arrays, sources, settings), left_out=left_out, files=files
+        *(where, stored.step, NAME, kept, sources, settings),
+        left_out=left_out,
+        files=stored.files,
+        wrappers=wrappers,
+        untied=partial(_named, stored, arrays, True) if equal and not untied else None,
     )
+
+
+def _is_t5(arrays: Mapping[str, DiskArray]) -> bool:
+    return names.is_hugging_face_t5(unwrapped(arrays, True)[0].values())
 
 
 def _no_arrays(folder: Folder) -> CheckpointFormatError:
@@ -196,50 +252,31 @@ def _some(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _without_aliases(arrays: Mapping[str, DiskArray], tied: bool) -> dict[str, DiskArray]:
-    """Return the arrays less those that are `shared.weight` again.
+def _t5_aliases(arrays: Mapping[str, DiskArray], tied: bool) -> dict[str, str]:
+    """Return the arrays that are a T5's `shared.weight` again.
 
     An untied head is a parameter whatever it holds. Where a file says that arrays are tied and yet
     stores different values for them, they are parameters of their own.
     """
-    kept = dict(arrays)
     shared = next((key for key in ("shared.weight", *_TIED) if key in arrays), None)
-    if shared is None:
-        return kept
+    found = {}
     for key in _TIED:
-        one_object = key in kept and arrays[key] is arrays[shared]
-        may_be = key in kept and (tied or key != "lm_head.weight")
-        if key != shared and (one_object or may_be) and _same(arrays[key], arrays[shared]):
-            del kept[key]
-    if shared in _TIED[:2]:
-        # Encoder-only files name the shared embedding after its one user.
-        kept["shared.weight"] = kept.pop(shared)
+        if shared is None or key == shared or key not in arrays:
+            continue
+        may_be = tied or key != "lm_head.weight"
+        one_object = arrays[key] is arrays[shared]
+        if one_object or (may_be and same_bits(arrays[key], arrays[shared])):
+            found[key] = shared
+    return found
+
+
+def _with_shared(arrays: Mapping[str, DiskArray]) -> dict[str, DiskArray]:
+    """Call a T5's only embedding `shared.weight`, after which encoder-only files do not name it."""
+    kept = dict(arrays)
+    users = [key for key in _TIED[:2] if key in kept]
+    if "shared.weight" not in kept and len(users) == 1:
+        kept["shared.weight"] = kept.pop(users[0])
     return kept
-
-
-def _same(one: DiskArray, other: DiskArray) -> bool:
-    """Say whether two arrays hold the same bits, judged by their first, middle and last rows."""
-    if one is other:
-        return True
-    if one.shape != other.shape or one.dtype != other.dtype or not one.shape:
-        return False
-    rows = one.shape[0]
-    for row in {0, rows // 2, max(rows - 1, 0)}:
-        box = (slice(row, min(row + 1, rows)), *(slice(0, size) for size in one.shape[1:]))
-        if one.read(box).tobytes() != other.read(box).tobytes():
-            return False
-    return True
-
-
-def _own_names(arrays: Mapping[str, DiskArray]) -> dict[str, Source]:
-    """Map the arrays of a model that is no T5 to their own names, "/" between the modules."""
-    sources, seen = {}, set()
-    for key, array in arrays.items():
-        # PyTorch archives say which names are one tensor.
-        if array.is_weight and id(array) not in seen:
-            seen.add(id(array))
-            sources[key.replace(".", "/")] = Source(key)
-    return with_fan_in(sources, arrays)
 
 
 def _json(folder: Folder, name: str) -> dict[str, Any]:

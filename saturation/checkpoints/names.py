@@ -15,6 +15,7 @@ from functools import cache
 
 from saturation.checkpoints.base import DiskArray, Source, refuse_long_names
 from saturation.checkpoints.kernels import with_fan_in
+from saturation.checkpoints.torch_names import one_each
 from saturation.errors import CheckpointFormatError
 
 
@@ -74,6 +75,7 @@ _T5X, _HUGGING_FACE, _MESH = 0, 1, 2
 _HF_UNUSED = re.compile(
     r"decoder\.block\.\d+\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 )
+_HF_BLOCK = re.compile(r"(encoder|decoder)\.block\.")
 _HF_MARK = re.compile(r"(encoder|decoder)\.block\.\d+\.layer\.0\.SelfAttention\.q\.weight")
 # Adafactor's and other optimizers' variables beside the weights.
 _SLOT = re.compile(r"_slot_(vr|vc|v|m)$|/(adam_[mv]|Adam(_1)?|Adafactor\w*|Momentum|RMSProp(_1)?)$")
@@ -122,9 +124,10 @@ def hugging_face_name(name: str) -> str:
 
 
 def is_hugging_face_t5(names: Iterable[str]) -> bool:
-    """Say whether these are the names of a Hugging Face T5 (or mT5, UMT5), all of them."""
+    """Say whether these are the names of a Hugging Face T5 (or mT5, UMT5), all in its blocks."""
     names = list(names)
-    return any(_HF_MARK.fullmatch(name) for name in names) and not _unknown(names)
+    strangers = any(map(_HF_BLOCK.match, _unknown(names)))
+    return any(_HF_MARK.fullmatch(name) for name in names) and not strangers
 
 
 def hugging_face_t5(
@@ -143,7 +146,8 @@ def hugging_face_t5(
     Raises:
       CheckpointFormatError: a name that no T5 has, or an array of the wrong rank.
     """
-    if unknown := _unknown(arrays):
+    strangers = _unknown(arrays)
+    if unknown := [name for name in strangers if _HF_BLOCK.match(name)]:
         raise CheckpointFormatError(
             f"{where}: {len(unknown)} arrays have names that no T5 has: {_some(unknown)}. "
             "The model may be of a kind that is not read here."
@@ -151,7 +155,7 @@ def hugging_face_t5(
     named = {
         str(translate(name, _HUGGING_FACE, _T5X)): name
         for name in arrays
-        if not _HF_UNUSED.fullmatch(name)
+        if not _HF_UNUSED.fullmatch(name) and name not in strangers
     }
     sources = {}
     for name, disk in _shared_bias(named, per_layer_bias).items():
@@ -163,7 +167,19 @@ def hugging_face_t5(
             )
         transposed = matrix and not name.endswith("/embedding")
         sources[name] = Source(disk, transposed=transposed)
-    return with_fan_in(sources, arrays)
+    # The head of a task beside its T5.
+    heads = own({name: arrays[name] for name in strangers}, where)
+    return with_fan_in(sources | heads, arrays)
+
+
+def own(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:
+    """Map arrays to their own names, "/" between the modules.
+
+    Raises:
+      CheckpointFormatError: two of them would have one name.
+    """
+    disk = one_each({name: name.replace(".", "/") for name in arrays}, where)
+    return with_fan_in({name: Source(old) for name, old in disk.items()}, arrays)
 
 
 def is_hugging_face_flax_t5(names: Iterable[str]) -> bool:
@@ -177,7 +193,7 @@ def hugging_face_flax_t5(arrays: Mapping[str, DiskArray], where: str) -> dict[st
     Raises:
       CheckpointFormatError: a name that no T5 has, or an array of the wrong rank.
     """
-    renamed = {_from_flax(name): name for name in arrays}
+    renamed = one_each({name: _from_flax(name) for name in arrays}, where)
     sources = hugging_face_t5({name: arrays[renamed[name]] for name in renamed}, where)
     # The relative bias alone is an embedding there, (buckets, heads).
     return {

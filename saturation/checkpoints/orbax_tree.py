@@ -20,6 +20,7 @@ from saturation.checkpoints.lazy import cached_property
 from saturation.checkpoints.ocdbt import MANIFEST, Store
 from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.t5x import folder_fetch
+from saturation.checkpoints.torch_names import joined
 from saturation.checkpoints.zarr import Fetch, ZarrArray
 from saturation.checkpoints.zarr3 import Zarr3Array
 from saturation.errors import CheckpointFormatError, UnreadTypeError
@@ -84,14 +85,15 @@ class Tree:
         Raises:
           CheckpointFormatError: an array that should be there is missing or damaged.
         """
-        found: dict[str, DiskArray] = {}
-        for keys, leaf in self._index.items():
-            if isinstance(leaf, DiskArray) and (path := wanted(keys)):
-                found["/".join(path)] = leaf
-        for keys, name in self.leaves.items():
-            if path := wanted(keys):
-                found["/".join(path)] = self._open(name, self._shapes.get(keys))
-        return found
+        inline = {keys: leaf for keys, leaf in self._index.items() if isinstance(leaf, DiskArray)}
+        paths = {keys: path for keys in (*inline, *self.leaves) if (path := wanted(keys))}
+        found = {
+            keys: self._open(self.leaves[keys], self._shapes.get(keys))
+            if keys in self.leaves
+            else inline[keys]
+            for keys in paths
+        }
+        return joined(found, paths, self.folder.path)
 
     def _open(self, name: str, described: Sequence[int] | None) -> DiskArray:
         """Open one stored array, of which `_METADATA` may give the piece that a device writes."""

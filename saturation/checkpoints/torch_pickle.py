@@ -378,8 +378,8 @@ _ACTIONS: dict[int, Callable[[_Machine], Any]] = {
 
 
 def _named_tensors(tree: Any, storages: _Storages) -> dict[str, DiskArray]:
-    """Return the tensors of a state dict, or of the one under `state_dict` or `model`."""
-    for key in ("state_dict", "model"):
+    """Return the tensors of a state dict, or of the one that a training loop put others beside."""
+    for key in ("state_dict", "model_state_dict", "model_state", "model", "module"):
         if isinstance(tree, dict) and isinstance(tree.get(key), dict):
             tree = tree[key]
     if not isinstance(tree, dict):
