@@ -104,6 +104,8 @@ def audit(trajectory: Trajectory, every: int | None = None, full: bool = False) 
         for name in checkpoint.parameters:
             cuts.setdefault(name, (checkpoint.block_axis(name), checkpoint.block_multiple(name)))
         try:
+            if full:
+                checkpoint.verify()
             sketches[step] = sketch(checkpoint, cuts, full, AT_ONCE if trajectory.remote else 1)
         except CheckpointFormatError as error:
             findings.append(Finding("damaged", (step,), str(error)))

@@ -136,7 +136,7 @@ def leaf(shape: tuple[int, ...], dtype: str, data: bytes) -> msgpack.ExtType:
         ({"w": leaf((-1,), "float32", b"")}, "no shape of sizes"),
         (
             {"w": leaf((1,), "object", bytes(8))},
-            "'w' is a weight, and the type 'object' is not read",
+            "'w' is a weight and cannot be read: the type 'object'",
         ),
         ({"w": msgpack.ExtType(1, b"\x01")}, "is not \\(shape, type, bytes\\)"),
         ({"w": {"__msgpack_chunked_array__": (), "shape": {"0": 2}, "chunks": {}}}, "no chunks"),

@@ -88,6 +88,13 @@ class DiskArray(ABC):
         `out` is C-contiguous and has the slice's shape and the array's dtype.
         """
 
+    def verify(self) -> None:  # noqa: B027 (most formats verify what they read, as they read it)
+        """Read and verify all of it where the format keeps a checksum that covers more.
+
+        Raises:
+          CheckpointFormatError: the bytes are damaged.
+        """
+
     @property
     def pieces(self) -> tuple[int, ...]:
         """How many positions of each axis are read at once, whichever of them is asked for."""
@@ -271,6 +278,15 @@ class Checkpoint:
                 f"{self.path}: {name!r} of shape {self.parameters[name].shape} does not fit in "
                 "memory."
             ) from error
+
+    def verify(self) -> None:
+        """Verify the checksums of all arrays, counted or not, that formats keep of whole files.
+
+        Raises:
+          CheckpointFormatError: some bytes are damaged.
+        """
+        for array in self._arrays.values():
+            array.verify()
 
     def block_axis(self, name: str) -> int:
         """Return the axis along which slices of a parameter are cheapest to read."""

@@ -128,6 +128,7 @@ def _named(stored: _Stored, arrays: Mapping[str, DiskArray], untied: bool = Fals
         wrappers = ", ".join(word for word in (wrappers, more) if word)
         sources = names.own(kept, where)
     left_out += _uncounted(stored.found, kept, sources, {name for name, _ in left_out})
+    kept = {**stored.found, **kept}  # of which those that are not counted can be verified
     return Checkpoint(
         *(where, stored.step, NAME, kept, sources, settings),
         left_out=left_out,

@@ -59,6 +59,9 @@ class StridedArray(DiskArray):
         self.shape, self.dtype = shape, flat.dtype
         self._flat, self._strides = flat, strides
 
+    def verify(self) -> None:  # noqa: D102
+        self._flat.verify()
+
     def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:  # noqa: D102
         target = np.empty(box_shape(box), self.dtype) if out is None else out
         if target.size:

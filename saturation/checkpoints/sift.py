@@ -72,7 +72,9 @@ def sift(
         if reason is None:
             kept[name] = array
         elif _is_weight_name(name) and _is_unread(array):
-            raise CheckpointFormatError(f"{where}: {name!r} is a weight, and {reason}.")
+            raise CheckpointFormatError(
+                f"{where}: {name!r} is a weight and cannot be read: {reason}."
+            )
         else:
             left_out.append(LeftOut(name, reason))
     return kept, left_out
@@ -130,6 +132,12 @@ def _refuse_quantised(
     codes = [name for name, a in arrays.items() if _is_code(name, a, scaled, bool(settings))]
     if not named and not codes:
         return
+    if not named and not scaled:
+        raise CheckpointFormatError(
+            f"{where}: {codes[0]!r} is called a weight and holds integers "
+            f"({arrays[codes[0]].dtype}), as quantised checkpoints have them: measure the "
+            "checkpoint that it was made from, or one that is dequantised."
+        )
     examples = ", ".join(map(repr, (codes[:1] + named[:1])))
     raise CheckpointFormatError(
         f"{where} is quantised{f' ({method})' if isinstance(method, str) else ''}: it has codes "

@@ -9,7 +9,6 @@ Sources: CPython's `pickletools`; `torch/serialization.py`; `torch/_utils.py`.
 
 from __future__ import annotations
 
-import io
 import math
 import struct
 import zipfile
@@ -17,7 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from saturation.checkpoints.base import DTYPES, DiskArray, FileArray
+import numpy as np
+
+from saturation.checkpoints.archive import Archive, Refused
+from saturation.checkpoints.base import DTYPES, DiskArray, UnreadArray
 from saturation.checkpoints.pieces import StridedArray
 from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
@@ -27,9 +29,9 @@ _OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _LARGEST_PICKLE = 64 * 1024 * 1024
 # Each may make an object of 64 bytes.
 _MAX_OPERATIONS = 1_500_000
-# What finding the members may take: their directory has about a hundred bytes for each.
-_LARGEST_DIRECTORY = 8 * 1024 * 1024
 _MAX_RANK = 32
+# A tensor that repeats its elements may have so many bytes, or as many as the file.
+_LARGEST_REPEATED = 64 * 1024 * 1024
 
 _STORAGES = {
     f"torch {kind}Storage": DTYPES[dtype]
@@ -37,12 +39,44 @@ _STORAGES = {
         *(("Double", "float64"), ("Float", "float32"), ("Half", "float16")),
         *(("BFloat16", "bfloat16"), ("Long", "int64"), ("Int", "int32"), ("Short", "int16")),
         *(("Char", "int8"), ("Byte", "uint8"), ("Bool", "bool")),
+        *(("ComplexFloat", "complex64"), ("ComplexDouble", "complex128")),
+    )
+}
+_UNTYPED = "torch.storage UntypedStorage"
+_TYPES = {
+    f"torch {name}": DTYPES[name]
+    for name in (
+        *("float16", "bfloat16", "float32", "float64", "uint16", "uint32", "uint64"),
+        *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"),
     )
 }
 _TENSOR = "torch._utils _rebuild_tensor_v2"
-_PARAMETER = "torch._utils _rebuild_parameter"
 _DICT = "collections OrderedDict"
-_ALLOWED = frozenset({*_STORAGES, _TENSOR, _PARAMETER, _DICT})
+# Tensors whose elements are not read, by the function that makes them.
+_UNREAD = {
+    "torch._utils _rebuild_sparse_tensor": "a sparse tensor is not read here",
+    "torch._utils _rebuild_sparse_csr_tensor": "a sparse tensor is not read here",
+    "torch._utils _rebuild_qtensor": "a quantised tensor is not read here",
+    "torch._utils _rebuild_meta_tensor_no_storage": "a tensor without storage has no elements",
+    "torch._utils _rebuild_nested_tensor": "a nested tensor is not read here",
+}
+# What stands beside tensors and is none: types, shapes, devices, layouts.
+_INERT = frozenset(
+    f"torch {name}"
+    for name in (
+        *("Size", "device", "int8", "uint8", "int16", "int32", "int64", "bool", "complex64"),
+        *("complex128", "per_tensor_affine", "per_channel_affine", "contiguous_format"),
+        *("preserve_format", "channels_last", "QInt8Storage", "QUInt8Storage", "QInt32Storage"),
+    )
+) | {"torch.serialization _get_layout"}
+_ALLOWED = frozenset(
+    {
+        *(*_STORAGES, *_TYPES, *_UNREAD, *_INERT, _UNTYPED, _TENSOR, _DICT),
+        *("torch._utils _rebuild_tensor_v3", "torch._utils _rebuild_parameter"),
+        *("torch._tensor _rebuild_from_type_v2", "torch Tensor"),
+        *("torch.nn.parameter Parameter", "torch.nn.parameter Buffer"),
+    }
+)
 
 
 def is_archive(head: bytes) -> bool:
@@ -63,30 +97,23 @@ def read_archive(folder: Folder, name: str) -> dict[str, DiskArray]:
             "torch and save it again."
         )
     try:
-        file = _File(folder, name)
-        with zipfile.ZipFile(io.BufferedReader(file)) as archive:
-            file.allowed = file.size
-            members = {member.filename: member for member in archive.infolist()}
-            prefix = next((n for n in members if n.endswith("/data.pkl")), None)
-            if prefix is None or members[prefix].file_size > _LARGEST_PICKLE:
-                raise _Refused("it holds no 'data.pkl' of a sensible size")
-            _stored(members[prefix])
-            byteorder = members.get(prefix.removesuffix("data.pkl") + "byteorder")
-            if byteorder:
-                _stored(byteorder)
-                if archive.read(byteorder) != b"little":
-                    raise _Refused("its bytes are not little-endian")
-            machine = _Machine(archive.read(members[prefix]))
-            storages = _Storages(folder, name, members, prefix.removesuffix("data.pkl") + "data/")
-            return _named_tensors(machine.run(), storages)
+        archive = Archive(folder, name)
+        prefix = next((n for n in archive if n.endswith("/data.pkl")), None)
+        if prefix is None or (archive.size(prefix) or 0) > _LARGEST_PICKLE:
+            raise Refused("it holds no 'data.pkl' of a sensible size")
+        root = prefix.removesuffix("data.pkl")
+        byteorder = f"{root}byteorder"
+        if archive.size(byteorder) is not None and archive.size(byteorder) != len(b"little"):
+            raise Refused("its bytes are not little-endian")
+        if archive.size(byteorder) and archive.member(byteorder).read() != b"little":
+            raise Refused("its bytes are not little-endian")
+        machine = _Machine(archive.member(prefix).read())
+        storages = _Storages(archive, f"{root}data/", where, folder.size(name))
+        return _named_tensors(machine.run(), storages)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise CheckpointFormatError(f"{where} is truncated or no zip archive: {error}.") from error
-    except (_Refused, struct.error, ValueError, OSError) as error:
+    except (Refused, struct.error, ValueError, OSError) as error:
         raise CheckpointFormatError(f"{where} cannot be read: {error}.") from error
-
-
-class _Refused(Exception):
-    """Something in the archive is not what a table of tensors has."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +125,16 @@ class _Global:
 
 @dataclass(frozen=True)
 class _Storage:
-    kind: str
+    dtype: np.dtype
     key: str
     count: int
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A tensor whose elements are not read, and why; or what is no tensor at all."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -115,47 +149,12 @@ class _Mark:
     """Where a list of arguments begins on the stack."""
 
 
-class _File(io.RawIOBase):
-    """A file in a folder as zipfile wants one."""
-
-    def __init__(self, folder: Folder, name: str):
-        self._folder, self._name, self._at = folder, name, 0
-        self.size = folder.size(name)
-        # How many bytes one read may still ask for.
-        self.allowed = _LARGEST_DIRECTORY
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence]
-        if start + offset < 0:
-            raise ValueError("a position before the file's beginning")
-        self._at = start + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self.size - self._at))
-        if count > self.allowed:
-            raise _Refused(f"its table of members has {count} bytes")
-        self._folder.read_into(self._name, self._at, view[:count])
-        self._at += count
-        return count
-
-
 class _Storages:
     """Finds the bytes of each storage inside the archive."""
 
-    def __init__(self, folder: Folder, name: str, members: dict[str, zipfile.ZipInfo], prefix: str):
-        self._folder, self._name, self._members, self._prefix = folder, name, members, prefix
-        self._flat: dict[_Storage, FileArray] = {}
+    def __init__(self, archive: Archive, prefix: str, where: str, file_size: int):
+        self._archive, self._prefix, self._where = archive, prefix, where
+        self._most = max(file_size, _LARGEST_REPEATED)
         self._tensors: dict[_Tensor, DiskArray] = {}
 
     def tensor(self, tensor: _Tensor) -> DiskArray:
@@ -163,34 +162,26 @@ class _Storages:
             self._tensors[tensor] = self._open(tensor)
         return self._tensors[tensor]
 
+    def unread(self, name: str, reason: str) -> DiskArray:
+        return UnreadArray(f"{self._where}: {name!r}", (), reason)
+
     def _open(self, tensor: _Tensor) -> DiskArray:
-        start, dtype = self._place(tensor.storage), _STORAGES[tensor.storage.kind]
-        shape, strides = tensor.shape, tensor.strides
+        storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
+        dtype, member = storage.dtype, f"{self._prefix}{storage.key}"
+        size = storage.count * dtype.itemsize
+        if (self._archive.size(member) or 0) < size or self._archive.size(member) is None:
+            raise Refused(f"the storage {storage.key!r} of {size} bytes is missing or too short")
         reach = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) + 1
         count = 0 if 0 in shape else reach
-        if tensor.offset + count > tensor.storage.count:
-            raise _Refused(f"a tensor of shape {shape} reaches out of its storage")
-        begin = start + tensor.offset * dtype.itemsize
+        if tensor.offset + count > storage.count:
+            raise Refused(f"a tensor of shape {shape} reaches out of its storage")
+        begin, place = tensor.offset * dtype.itemsize, self._archive.member(member)
         if count == math.prod(shape) and _in_c_order(shape, strides):
-            return FileArray(self._folder, self._name, begin, shape, dtype)
-        if count < math.prod(shape):
-            raise _Refused(f"a tensor of shape {shape} repeats elements")
-        flat = FileArray(self._folder, self._name, begin, (count,), dtype)
-        return StridedArray(flat, shape, strides)
-
-    def _place(self, storage: _Storage) -> int:
-        """Return the byte at which a storage begins, having checked that it is all there."""
-        member = self._members.get(self._prefix + storage.key)
-        size = storage.count * _STORAGES[storage.kind].itemsize
-        if member is None or member.file_size < size:
-            raise _Refused(f"the storage {storage.key!r} of {size} bytes is missing or too short")
-        _stored(member)
-        # The local header repeats the name and has a padding of its own before the bytes.
-        local = self._folder.read(self._name, member.header_offset, member.header_offset + 30)
-        if local[:4] != b"PK\x03\x04":
-            raise _Refused(f"the storage {storage.key!r} does not lie where the archive says")
-        name_length, extra_length = struct.unpack("<HH", local[26:30])
-        return member.header_offset + 30 + name_length + extra_length
+            return place.array(begin, shape, dtype)
+        # `expand` keeps one copy of what it repeats.
+        if count < math.prod(shape) and math.prod(shape) * dtype.itemsize > self._most:
+            raise Refused(f"a tensor of shape {shape} repeats elements beyond the file's size")
+        return StridedArray(place.array(begin, (count,), dtype), shape, strides)
 
 
 class _Machine:
@@ -208,22 +199,22 @@ class _Machine:
                 return self._pop()
             action = _ACTIONS.get(code)
             if action is None:
-                raise _Refused(f"its pickle has the instruction {bytes([code])!r}")
+                raise Refused(f"its pickle has the instruction {bytes([code])!r}")
             action(self)
-        raise _Refused("its pickle does not end")
+        raise Refused("its pickle does not end")
 
     def push(self, value: Any) -> None:
         self._stack.append(value)
 
     def _pop(self) -> Any:
         if not self._stack:
-            raise _Refused("its pickle takes from an empty stack")
+            raise Refused("its pickle takes from an empty stack")
         return self._stack.pop()
 
     def _take(self, count: int) -> bytes:
         data = self._program[self._at : self._at + count]
         if len(data) < count:
-            raise _Refused("its pickle ends too early")
+            raise Refused("its pickle ends too early")
         self._at += count
         return data
 
@@ -239,14 +230,14 @@ class _Machine:
     def line(self) -> str:
         end = self._program.find(b"\n", self._at)
         if end < 0:
-            raise _Refused("its pickle ends too early")
+            raise Refused("its pickle ends too early")
         text = self._program[self._at : end].decode()
         self._at = end + 1
         return text
 
     def named(self, module: str, name: str) -> None:
         if f"{module} {name}" not in _ALLOWED:
-            raise _Refused(
+            raise Refused(
                 f"its pickle asks for {module:.100}.{name:.100}, which no table of tensors needs; "
                 "nothing was executed"
             )
@@ -255,7 +246,7 @@ class _Machine:
     def stack_named(self) -> None:
         name, module = self._pop(), self._pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise _Refused("its pickle asks for something by what is no name")
+            raise Refused("its pickle asks for something by what is no name")
         self.named(module, name)
 
     def put(self, place: int) -> None:
@@ -263,7 +254,7 @@ class _Machine:
 
     def get(self, place: int) -> None:
         if place not in self._memo:
-            raise _Refused("its pickle refers to something it never made")
+            raise Refused("its pickle refers to something it never made")
         self.push(self._memo[place])
 
     def since_mark(self) -> list[Any]:
@@ -279,16 +270,16 @@ class _Machine:
     def set_items(self, pairs: list[Any]) -> None:
         target = self._stack[-1] if self._stack else None
         if not isinstance(target, dict) or len(pairs) % 2:
-            raise _Refused("its pickle sets items of what is no dict")
+            raise Refused("its pickle sets items of what is no dict")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if not isinstance(key, (str, int)):
-                raise _Refused("its pickle has a dict whose keys are no names")
+                raise Refused("its pickle has a dict whose keys are no names")
             target[key] = value
 
     def extend(self, values: list[Any]) -> None:
         target = self._stack[-1] if self._stack else None
         if not isinstance(target, list):
-            raise _Refused("its pickle appends to what is no list")
+            raise Refused("its pickle appends to what is no list")
         target.extend(values)
 
     def set_item(self) -> None:
@@ -297,45 +288,72 @@ class _Machine:
 
     def persistent(self) -> None:
         match self._pop():
-            case ("storage", _Global(name=kind), str(key), str(), int(count)) if (
-                kind in _STORAGES and count >= 0
-            ):
-                self.push(_Storage(kind, key, count))
+            case ("storage", _Global(name=kind), str(key), str(), int(count)) if count >= 0:
+                # Storages without a type count bytes, until a tensor says what they are.
+                dtype = np.dtype(np.uint8) if kind == _UNTYPED else _STORAGES.get(kind)
+                if dtype is None and kind not in _INERT:
+                    raise Refused("its pickle has a storage of an unknown kind")
+                self.push(_Unread(kind) if dtype is None else _Storage(dtype, key, count))
             # Not shown, since a small pickle can describe what has no end when written out.
             case _:
-                raise _Refused("its pickle has a storage of an unknown kind")
+                raise Refused("its pickle has a storage of an unknown kind")
 
     def reduce(self) -> None:
         arguments, function = self._pop(), self._pop()
-        name = function.name if isinstance(function, _Global) else None
-        match name, arguments:
-            case "collections OrderedDict", ():
-                self.push({})
-            case "torch._utils _rebuild_parameter", (_Tensor() as tensor, *_):
-                self.push(tensor)
-            case "torch._utils _rebuild_tensor_v2", (
-                _Storage() as storage,
-                int(offset),
-                tuple(shape),
-                tuple(strides),
-                *_,
-            ):
-                self.push(_checked(_Tensor(storage, offset, shape, strides)))
-            case _:
-                raise _Refused(f"its pickle calls {name} in a way that makes no tensor")
+        self.push(_made(function.name if isinstance(function, _Global) else None, arguments))
 
     def build(self) -> None:
         # Attributes of an OrderedDict (torch's own `_metadata`), of no interest.
         self._pop()
         if not self._stack or not isinstance(self._stack[-1], dict):
-            raise _Refused("its pickle sets attributes of what is no dict")
+            raise Refused("its pickle sets attributes of what is no dict")
+
+
+def _made(name: str | None, arguments: Any) -> Any:
+    """Return what a function of the allow-list makes of its arguments, which is never called."""
+    match name, arguments:
+        case "collections OrderedDict", ():
+            return {}
+        case "torch._utils _rebuild_parameter", (_Tensor() | _Unread() as tensor, *_):
+            return tensor
+        case "torch._tensor _rebuild_from_type_v2", (_Global(name=inner), _, tuple(inside), *_) if (
+            inner != name
+        ):
+            return _made(inner, inside)
+        case "torch._utils _rebuild_tensor_v2", (
+            _Storage() as storage,
+            int(offset),
+            tuple(shape),
+            tuple(strides),
+            *_,
+        ):
+            return _checked(_Tensor(storage, offset, shape, strides))
+        case "torch._utils _rebuild_tensor_v3", (
+            _Storage() as storage,
+            int(offset),
+            tuple(shape),
+            tuple(strides),
+            _,
+            _,
+            _Global(name=kind),
+            *_,
+        ) if kind in _TYPES:
+            dtype = _TYPES[kind]
+            typed = _Storage(dtype, storage.key, storage.count // dtype.itemsize)
+            return _checked(_Tensor(typed, offset, shape, strides))
+        case str(function), tuple() if function in _UNREAD:
+            return _Unread(_UNREAD[function])
+        case str(function), tuple() if function in _INERT:
+            return _Global(function)
+        case _:
+            raise Refused(f"its pickle calls {name} in a way that makes no tensor")
 
 
 def _checked(tensor: _Tensor) -> _Tensor:
     sizes = (tensor.offset, *tensor.shape, *tensor.strides)
     fits = len(tensor.shape) == len(tensor.strides) <= _MAX_RANK
     if not fits or any(type(size) is not int or not 0 <= size < 2**62 for size in sizes):
-        raise _Refused("a tensor has a shape or strides that are no sizes")
+        raise Refused("a tensor has a shape or strides that are no sizes")
     return tensor
 
 
@@ -383,12 +401,14 @@ def _named_tensors(tree: Any, storages: _Storages) -> dict[str, DiskArray]:
         if isinstance(tree, dict) and isinstance(tree.get(key), dict):
             tree = tree[key]
     if not isinstance(tree, dict):
-        raise _Refused("it holds no dict of tensors")
-    return {
-        str(key): storages.tensor(value)
-        for key, value in tree.items()
-        if isinstance(value, _Tensor)
-    }
+        raise Refused("it holds no dict of tensors")
+    found: dict[str, DiskArray] = {}
+    for key, value in tree.items():
+        if isinstance(value, _Tensor):
+            found[str(key)] = storages.tensor(value)
+        elif isinstance(value, _Unread):
+            found[str(key)] = storages.unread(str(key), value.reason)
+    return found
 
 
 def _in_c_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
@@ -398,8 +418,3 @@ def _in_c_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
             return False
         expected *= size
     return True
-
-
-def _stored(member: zipfile.ZipInfo) -> None:
-    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
-        raise _Refused(f"its member {member.filename!r} is compressed or encrypted")
