@@ -85,6 +85,20 @@ def golden_pairs(golden, taps):
         yield name, golden[name], np.asarray(taps[tap]), tap
 
 
+def stream_bound(expected: np.ndarray) -> float:
+    """1e-4, or 4 units in the last place of the largest value where they are more.
+
+    A residual stream is a float32 sum of the size of its largest entries, up to 283 here. From 256
+    on a unit is 3.1e-5, so that 1e-4 would ask for three units of a sum of six terms.
+    """
+    return max(1e-4, 4 * float(np.spacing(np.abs(expected).max().astype(np.float32))))
+
+
+def test_the_bound_of_streams_is_loosened_by_size_alone():
+    assert stream_bound(np.array([1.0, -200.0])) == 1e-4
+    assert stream_bound(np.array([0.0, -283.0])) == 2.0**-13  # 1.22e-4
+
+
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("model", ["v1_0", "umt5"])
 def test_agrees_with_t5x_and_hugging_face(fixtures, model, step):
@@ -101,8 +115,9 @@ def test_agrees_with_t5x_and_hugging_face(fixtures, model, step):
         weights = tap.endswith("weights")
         if weights:
             expected, ours = (np.swapaxes(x, 1, 2) for x in (expected, ours))
-        difference = np.abs(expected - ours)[valid[tap.split("/")[0]]]
-        assert difference.max() < (1e-5 if weights else 1e-4), name
+        rows = valid[tap.split("/")[0]]
+        bound = 1e-5 if weights else stream_bound(expected[rows])
+        assert np.abs(expected - ours)[rows].max() <= bound, name
 
 
 @pytest.mark.parametrize("step", STEPS)
