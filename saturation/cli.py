@@ -12,11 +12,12 @@ import os
 import sys
 import warnings
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from saturation.errors import SaturationError, Stopped
+from saturation.errors import SaturationError, Stopped, escaped
+from saturation.progress import Forgiving
 from saturation.signals import stop_requested
 
 if TYPE_CHECKING:
@@ -333,7 +334,7 @@ def write_report(
     if out is None and figures is None:
         raise typer.BadParameter("give --out FILE.html, --figures DIR, or both")
     for path in report(runs, figures=figures, page=out, partial=partial):
-        typer.echo(path)
+        _say(path)
 
 
 @app.command("pretrain")
@@ -348,7 +349,7 @@ def pretrain_model(
     settings = load_config(config, _parse_overrides(overrides), PretrainConfig)
     with _progress("Pretraining", "steps") as progress:
         folder = pretrain(settings, progress)
-    typer.echo(f"The trajectory is in {folder}; list it with `saturation ls {folder}`.")
+    _say(f"The trajectory is in {folder}; list it with `saturation ls {folder}`.")
 
 
 @app.command("run")
@@ -363,7 +364,7 @@ def run_experiment_file(
     experiment = load_config(config, _parse_overrides(overrides), ExperimentConfig)
     if experiment.pretrain is None:  # training prepares the next batch meanwhile
         _compute_on_calling_thread()
-    typer.echo(run_experiment(experiment))
+    _say(run_experiment(experiment))
 
 
 @app.command("scan-snap")
@@ -385,7 +386,7 @@ def reproduce_scan_snap(
     with _progress("Training", "trainings") as progress:
         paths = reproduce(figure, out, numbers, seeds, seed, progress)
     for path in paths:
-        typer.echo(path)
+        _say(path)
 
 
 @app.command("demo")
@@ -400,7 +401,7 @@ def show_demo(
 
     shown, paths = demo(name, out)
     for line in (shown.text, *paths):
-        typer.echo(line)
+        _say(line)
     if not shown.agrees:
         raise typer.Exit(EXIT_FAILED)
 
@@ -419,7 +420,7 @@ def export_run(
     from saturation.results import load_results
 
     export(load_results(run, partial=partial), kind, out)
-    typer.echo(f"Wrote {out}.")
+    _say(f"Wrote {out}.")
 
 
 def main() -> None:
@@ -432,19 +433,40 @@ def main() -> None:
     gc.set_threshold(10_000, 50, 50)
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    sys.stdout, sys.stderr = sys.stdout or Forgiving(None), Forgiving(sys.stderr)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _say_warning
-            app()
+            try:
+                app()
+            finally:
+                # Here, where a full disk can still be said, and not when Python ends.
+                sys.stdout.flush()
     except SaturationError as error:
         if debug:
             raise
-        print(f"saturation: {error}", file=sys.stderr)
-        sys.exit(EXIT_RESUMABLE if isinstance(error, Stopped) else EXIT_FAILED)
+        _fail(str(error), EXIT_RESUMABLE if isinstance(error, Stopped) else EXIT_FAILED)
+    except (OSError, MemoryError) as error:
+        if debug:
+            raise
+        sys.stdout = Forgiving(None)  # what could not be written is not tried again
+        _fail(_system_error(error), EXIT_FAILED)
+
+
+def _fail(text: str, status: int) -> NoReturn:
+    print(f"saturation: {escaped(text)}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _system_error(error: OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return "The machine has no memory left for this; give it more, or ask for less at a time."
+    where = f" ({error.filename})" if getattr(error, "filename", None) else ""
+    return f"The system refused: {error.strerror or error}{where}. See with --debug where."
 
 
 def _say_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    print(f"saturation: {message}", file=sys.stderr)
+    print(f"saturation: {escaped(str(message))}", file=sys.stderr)
 
 
 def _compute_on_calling_thread() -> None:
@@ -459,7 +481,11 @@ def _compute_on_calling_thread() -> None:
 
 
 def _print(result: str | dict[str, Any]) -> None:
-    typer.echo(result if isinstance(result, str) else json.dumps(result, indent=1))
+    _say(result if isinstance(result, str) else json.dumps(result, indent=1))
+
+
+def _say(text: object) -> None:
+    typer.echo(escaped(str(text)))
 
 
 def _progress(what: str, unit: str, quiet: bool = False) -> Progress:

@@ -51,3 +51,17 @@ class LimitError(SaturationError):
 
 class FormerVersionWarning(UserWarning):
     """Part of a run was written by another version of a measure and is left out."""
+
+
+def escaped(text: str) -> str:
+    """Return a text with what a terminal would obey, and lone surrogates, written out.
+
+    >>> escaped("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode()
+        for one in text
+    )

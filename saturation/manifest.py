@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections import Counter
 from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any
@@ -25,12 +26,14 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from saturation.checkpoints.storage import open_folder
+from saturation.checkpoints.trust import refuse_lead, shown_url
 from saturation.config import Section
 from saturation.errors import CheckpointFormatError, ConfigError
 
 _SUFFIXES = (".yaml", ".yml")
 _LARGEST = 4 * 2**20
 _MOST_STEPS = 1_000_000
+_DEEPEST = 20
 Step = Annotated[int, Field(ge=0)]
 
 
@@ -67,8 +70,8 @@ class Manifest(Section):
             raise ValueError("give either 'url' or 'checkpoints', and not both")
         if self.url and "{step}" in self.url and self.steps is None:
             raise ValueError("'url' has {step} in it: say with 'steps' which there are")
-        steps = [entry.step for entry in self.checkpoints]
-        if twice := sorted({step for step in steps if steps.count(step) > 1}):
+        counts = Counter(entry.step for entry in self.checkpoints)
+        if twice := sorted(step for step, count in counts.items() if count > 1):
             raise ValueError(f"the step {twice[0]} stands twice under 'checkpoints'")
         self.listed_steps()
         return self
@@ -130,7 +133,7 @@ def read_manifest(path: str) -> Places:
         (name,) = folder.files
         if folder.size(name) > _LARGEST:
             raise ConfigError(f"{path} is too large for a manifest of checkpoints.")
-        manifest, base = parse(path, folder.read(name)), folder.path
+        manifest, base = parse(shown_url(path), folder.read(name)), folder.path
     else:
         manifest, base = parse(path, known_trajectories()[path].read_bytes()), ""
     expected = manifest.listed_steps()
@@ -146,6 +149,22 @@ def read_manifest(path: str) -> Places:
     )
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without what a small file can grow large by: names for parts of it, and deep nesting."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("a manifest has no aliases (*name)")
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise yaml.YAMLError(f"a manifest is nested no deeper than {_DEEPEST}")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
 def parse(path: str, content: bytes) -> Manifest:
     """Return what a manifest's content says.
 
@@ -153,23 +172,25 @@ def parse(path: str, content: bytes) -> Manifest:
       ConfigError: it is no YAML, a key is unknown or missing, or a value unusable.
     """
     try:
-        return Manifest.model_validate(yaml.safe_load(content))
+        return Manifest.model_validate(yaml.load(content, _PlainLoader))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         text = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{path}: {f'{where}: ' if where else ''}{text}.") from error
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: a manifest of checkpoints was expected: no YAML.") from error
 
 
 def _absolute(path: str, base: str, url: str) -> str:
     """Return a URL of a manifest, whose folder is `base`, also where the URL is relative."""
     if "://" in url:
+        if "://" in base:
+            refuse_lead(base, url)
         return url
     if "://" in base and url.startswith(("/", "~")):
         raise CheckpointFormatError(
-            f"{path}: {url!r} is a path of this machine, which a manifest from elsewhere may not "
-            "name; it was expected to be a URL or relative to the manifest."
+            f"{shown_url(path)}: {url!r} is a path of this machine, which a manifest from "
+            "elsewhere may not name; it was expected to be a URL or relative to the manifest."
         )
     return posixpath.normpath(posixpath.join(base, url)) if "://" not in base else f"{base}/{url}"

@@ -23,6 +23,9 @@ PART_BYTES = 2**30
 MINIMUM_PART_STEPS = 16
 
 
+MOST_SHARDS = 100_000
+
+
 @dataclass(frozen=True)
 class Shard:
     """One of `count` equal parts of the work, `index` from 0."""
@@ -37,9 +40,12 @@ class Shard:
         Raises:
           MeasureError: the text is not `I/N` with 0 ≤ I < N.
         """
-        match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
-        if not match or not int(match[1]) < int(match[2]):
-            raise MeasureError(f"--shard takes I/N with I = 0 … N-1, such as 0/8; found {text!r}.")
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
+        if not match or not int(match[1]) < int(match[2]) <= MOST_SHARDS:
+            raise MeasureError(
+                f"--shard takes I/N with I = 0 … N-1 and N at most {MOST_SHARDS:,}, such as 0/8; "
+                f"found {text[:40]!r}."
+            )
         return cls(int(match[1]), int(match[2]))
 
 

@@ -9,11 +9,42 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, TextIO
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+class Forgiving:
+    """A text stream that takes what it is given, also where nobody holds its other end.
+
+    A log that cannot be written, on a full disk or closed, is no reason to stop the work.
+
+    Args:
+      stream: what to write to; None for a stream that was closed before the program began.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        with suppress(OSError, ValueError, AttributeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write out what can be."""
+        with suppress(OSError, ValueError, AttributeError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether there is a terminal at the other end."""
+        return self._stream is not None and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Progress:
@@ -109,7 +140,7 @@ class Progress:
         )
 
 
-def _bar(unit: str, stream: TextIO) -> Any:
+def _bar(unit: str, stream: Any) -> Any:
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -18,6 +18,7 @@ from saturation import checkpoints
 from saturation.checkpoints import Checkpoint, Folder, hub_cache
 from saturation.checkpoints.fingerprint import fingerprint
 from saturation.checkpoints.parallel import AT_ONCE, each
+from saturation.checkpoints.trust import shown_url
 from saturation.errors import CheckpointFormatError, TrajectoryError
 from saturation.folder_steps import beside, numbered, single
 from saturation.step_names import manifest_of, step_name
@@ -41,7 +42,7 @@ class Trajectory:
         ignored: Sequence[tuple[str, str]] = (),
         expected: Sequence[int] = (),
     ):
-        self.path = path
+        self.path = shown_url(path)
         self.steps = tuple(sorted(folders))
         self.ignored, self.expected = tuple(ignored), tuple(expected)
         self.remote = any(folder.remote for folder in folders.values())
@@ -181,8 +182,11 @@ def open_trajectory(
       TrajectoryError: nothing or no checkpoint is there, two have one step, or a step is absent.
       ConfigError: a manifest that does not say what it must.
     """
+    name = os.fspath(path)
+    if not name or "\0" in name:
+        raise TrajectoryError(f"{name!r} is no path: a folder, a file or a URL was expected.")
     try:
-        return _find(os.fspath(path)).select(steps)
+        return _find(name).select(steps)
     except CheckpointFormatError as error:
         raise TrajectoryError(str(error)) from error
 
@@ -251,7 +255,7 @@ def _is_listed(path: str) -> bool:
       TrajectoryError: it is one word, and neither is here nor known.
     """
     if path.endswith((".yaml", ".yml")):
-        return True
+        return not os.path.isdir(path)
     if not re.fullmatch(r"[\w.-]+", path) or os.path.exists(path):
         return False
     from saturation.manifest import known_trajectories
@@ -307,9 +311,9 @@ def _revisions(path: str, urls: Mapping[str, str]) -> Trajectory:
 def _in_range(text: str, steps: Sequence[int], start_at: int) -> tuple[int, ...]:
     """Return the steps that START:STOP:EVERY selects; `start_at` stands for a START left out."""
     parts = text.split(":")
-    if len(parts) > 3 or any(part and not part.isdecimal() for part in parts) or text == "":
+    if len(parts) > 3 or not all(re.fullmatch(r"\d{0,18}", part) for part in parts) or text == "":
         raise TrajectoryError(
-            f"steps {text!r}: START:STOP:EVERY was expected, such as 0:100000:1000 or ::1000."
+            f"steps {text[:60]!r}: START:STOP:EVERY was expected, such as 0:100000:1000 or ::1000."
         )
     if len(parts) == 1:
         return (int(text),)

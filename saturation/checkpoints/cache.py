@@ -14,6 +14,7 @@ from saturation.errors import ConfigError
 
 FOLDER, LIMIT = "SATURATION_CACHE", "SATURATION_CACHE_BYTES"
 _DEFAULT_LIMIT = 10 * 2**30
+_DIGEST = 16  # bytes in front of a range
 
 
 class Recent:
@@ -47,8 +48,9 @@ class Recent:
 class DiskCache:
     """The byte ranges read last, a file each, in a folder that several processes may share.
 
-    A range is kept under the hash of its URL, its file's version and its bounds: measures ask for
-    the same ranges run after run, so nothing but what was asked for is ever fetched or kept.
+    A range is kept under the hash of its whole URL, its file's version and its bounds: measures ask
+    for the same ranges run after run, so nothing but what was asked for is ever fetched or kept. It
+    stands behind a digest of itself and of that key, without which it is not believed.
 
     Args:
       folder: where; it is made when first needed.
@@ -83,7 +85,12 @@ class DiskCache:
         except OSError:
             # Not here, or just thrown out by another process: it is fetched again.
             return None
-        return found if len(found) == size else None
+        data = found[_DIGEST:]
+        if len(data) == size and found[:_DIGEST] == _digest(key, data):
+            return data
+        # Damaged, or another range's: it is fetched again, and kept anew.
+        path.unlink(missing_ok=True)
+        return None
 
     def put(self, key: str, data: bytes) -> None:
         """Keep a range, and throw out the ones used longest ago where there are too many bytes."""
@@ -93,7 +100,7 @@ class DiskCache:
         temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
+            temporary.write_bytes(_digest(key, data) + data)
             temporary.replace(path)
             self._keep_within(len(data))
         except OSError as error:
@@ -120,3 +127,9 @@ class DiskCache:
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.range"
+
+
+def _digest(key: str, data: bytes) -> bytes:
+    return hashlib.blake2b(
+        data, digest_size=_DIGEST, key=hashlib.sha256(key.encode()).digest()
+    ).digest()

@@ -1,8 +1,8 @@
 """Repositories of the Hugging Face hub: `hf://ORG/REPO@REVISION/PATH`.
 
-Three requests of the hub's web interface are all that is needed: the references of a repository,
-the tree of a revision, and a byte range of a file ("resolve").
-Source: https://huggingface.co/docs/hub/api
+References, trees, the user's token and the addresses of files come from `huggingface_hub`, which
+moves with the service, within the bounds of `hub_guard`. Files are read by byte ranges of our own:
+the library brings them whole.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import fnmatch
 import os
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from saturation.checkpoints.hub_guard import guarded
 from saturation.checkpoints.places import File, Listing, Place, exactly, nested
-from saturation.checkpoints.retry import Denied
+from saturation.checkpoints.retry import ATTEMPTS, Denied, Unusable, retrying
 from saturation.checkpoints.web import Client
 from saturation.errors import CheckpointFormatError
 
+Result = TypeVar("Result")
+
 _ENDPOINT = "https://huggingface.co"
+_TYPES = {"models": "model", "datasets": "dataset", "spaces": "space"}
 
 _URL = re.compile(
     r"hf://(?:(?P<kind>models|datasets|spaces)/)?(?P<name>[^/@]+/[^/@]+)"
@@ -68,26 +72,29 @@ class Hub(Place):
 
     def __init__(self, repository: Repository, places: dict[str, Any]):
         self.root = repository.root
-        self._client = Client.shared(places)
-        self._endpoint, kind, name = endpoint(), repository.kind, repository.name
-        revision = urllib.parse.quote(repository.revision, safe="")
-        folder = "" if kind == "models" else f"{kind}/"
-        self._tree = f"{self._endpoint}/api/{kind}/{name}/tree/{revision}"
-        self._resolve = f"{self._endpoint}/{folder}{name}/resolve/{revision}"
+        self._client, self._repository = Client.shared(places), repository
 
     def listing(self, path: str, deep: bool) -> Listing:  # noqa: D102
         # All in any case: a tree of a thousand files is one request.
-        address: str | None = f"{self._tree}{_below(path)}?recursive=true"
-        found: list[tuple[str, File | None]] = []
-        while address:
-            try:
-                page, address = _ask(self._client, self._endpoint, address)
-            except FileNotFoundError:
-                if path:
-                    return {}
-                raise
-            found += [_entry(item, path) for item in page]
-        return nested(found)
+        of = self._repository
+
+        def look(api: Any) -> list[tuple[str, File | None]]:
+            entries = api.list_repo_tree(
+                of.name,
+                path or None,
+                recursive=True,
+                revision=of.revision,
+                repo_type=_TYPES[of.kind],
+            )
+            return [_entry(entry, path) for entry in entries]
+
+        try:
+            # The library tries again itself.
+            return nested(_ask(look, attempts=1))
+        except FileNotFoundError:
+            if path:
+                return {}
+            raise
 
     def file(self, path: str) -> File:  # noqa: D102
         folder, _, name = path.rpartition("/")
@@ -97,7 +104,17 @@ class Hub(Place):
         return entry
 
     def fetch(self, path: str, start: int, stop: int) -> bytes:  # noqa: D102
-        address = f"{self._resolve}{_below(path)}"
+        from huggingface_hub import hf_hub_url  # pyright: ignore[reportMissingImports]
+
+        _refuse_offline()
+        of = self._repository
+        address = hf_hub_url(
+            of.name,
+            path,
+            repo_type=_TYPES[of.kind],
+            revision=of.revision,
+            endpoint=endpoint(),
+        )
         data, *_ = self._client.range(address, start, stop, _headers())
         return exactly(data, start, stop)
 
@@ -136,15 +153,17 @@ def revisions(url: str) -> dict[str, str]:
     from saturation.checkpoints.remote import require
 
     require(url, "hf")
-    repository, address = parse_url(url), endpoint()
+    repository = parse_url(url)
+
+    def look(api: Any) -> list[str]:
+        found = api.list_repo_refs(repository.name, repo_type=_TYPES[repository.kind])
+        return [str(ref.name) for ref in (*found.branches, *found.tags)]
+
     try:
-        found, _ = _ask(
-            Client.shared({}), address, f"{address}/api/{repository.kind}/{repository.name}/refs"
-        )
+        names = _ask(look)
     except OSError as error:
         reason = "no such repository" if isinstance(error, FileNotFoundError) else error
         raise CheckpointFormatError(f"{url} cannot be listed: {reason}.") from error
-    names = [str(ref["name"]) for kind in ("branches", "tags") for ref in found.get(kind) or ()]
     matching = [name for name in names if fnmatch.fnmatchcase(name, repository.revision)]
     if not matching:
         known = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
@@ -158,16 +177,38 @@ def revisions(url: str) -> dict[str, str]:
     }
 
 
-def _ask(client: Client, origin: str, address: str) -> tuple[Any, str | None]:
-    """Return a page of the hub's interface and the address of the next, at the same server."""
+def _ask(action: Callable[[Any], Result], attempts: int = ATTEMPTS) -> Result:
+    """Return what an action does with the hub's client, within bounds.
+
+    Raises:
+      FileNotFoundError: there is no such repository, revision or folder.
+      OSError: it cannot be had, or is not what a hub says.
+    """
+    from huggingface_hub import HfApi  # pyright: ignore[reportMissingImports]
+
+    def ask() -> Result:
+        _refuse_offline()
+        api = HfApi(endpoint=endpoint(), token=_token() or False)
+        with guarded(endpoint()):
+            try:
+                return action(api)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                if isinstance(error, OSError):  # of a server's, which some versions mix in
+                    raise
+                raise Unusable(
+                    f"{endpoint()} answers what no hub does ({type(error).__name__}): the name may "
+                    "be none of a repository, or a proxy or a login page may stand between"
+                ) from error
+
     try:
-        page, following = client.json(address, _headers())
+        return retrying(ask, attempts)
     except Denied as error:
         raise Denied(f"{error}; set HF_TOKEN to a token that may read it") from None
-    if following and not following.startswith(f"{origin}/"):
-        # The token goes to the server it was given for and to no other.
-        raise OSError("the hub names a next page on another server")
-    return page, following
+
+
+def _refuse_offline() -> None:
+    if os.environ.get("HF_HUB_OFFLINE", "").strip().upper() in ("1", "ON", "YES", "TRUE"):
+        raise Unusable("HF_HUB_OFFLINE is set, so the hub is not asked; unset it, or give a folder")
 
 
 def _headers() -> Mapping[str, str]:
@@ -176,26 +217,33 @@ def _headers() -> Mapping[str, str]:
 
 
 def _token() -> str | None:
-    """Return the user's token, from where huggingface_hub takes it."""
+    """Return the user's token, from where huggingface_hub takes it.
+
+    Raises:
+      Unusable: it has a line end in it, of which no header can be made.
+    """
+    from huggingface_hub import constants, get_token  # pyright: ignore[reportMissingImports]
+
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if token := os.environ.get(name, "").strip():
-            return token
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    path = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except (OSError, UnicodeDecodeError):
-        # Public repositories need none.
-        return None
+        _refuse_lines(os.environ.get(name, ""), name)
+    file = Path(constants.HF_TOKEN_PATH)
+    if file.is_file():
+        _refuse_lines(file.read_text(encoding="utf-8", errors="replace"), str(file))
+    return get_token()
 
 
-def _entry(item: Mapping[str, Any], path: str) -> tuple[str, File | None]:
-    name = str(item["path"]).removeprefix(f"{path}/" if path else "")
-    if item.get("type") != "file":
+def _refuse_lines(token: str, where: str) -> None:
+    if len(token.strip().splitlines()) > 1:
+        raise Unusable(f"{where} has more than one line; a token of the hub is one line")
+
+
+def _entry(item: Any, path: str) -> tuple[str, File | None]:
+    name = str(item.path).removeprefix(f"{path}/" if path else "")
+    if not hasattr(item, "blob_id"):
         return name, None
-    large = item.get("lfs") or {}
-    size = large.get("size", item.get("size", 0))
-    return name, File(int(size), large.get("oid") or item.get("oid"))
+    size, large = item.size, item.lfs
+    digest = item.blob_id if large is None else large.sha256
+    return name, File(int(size if large is None else large.size), digest)
 
 
 def _below(path: str) -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from saturation.checkpoints.retry import Denied, redacted, retrying
+from saturation.checkpoints.retry import Denied, Unusable, redacted, retrying
+from saturation.errors import escaped
 
 # A public bucket is read by nobody in particular; what it refuses to nobody, the user may read.
 _IDENTITIES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
@@ -85,6 +87,10 @@ class Place(ABC):
         """Return how a path is shown."""
         return f"{self.root}/{path}".rstrip("/")
 
+    def cache_key(self, path: str) -> str:
+        """Return what tells a file from every other, of this place and of others; never shown."""
+        return self.url(path)
+
 
 class Bucket(Place):
     """A bucket, or another file system that fsspec knows by the URL's scheme.
@@ -95,7 +101,7 @@ class Bucket(Place):
     """
 
     def __init__(self, scheme: str, name: str):
-        self.root = f"{scheme}://{name}"
+        self.root = f"{scheme}://{name.rpartition('@')[2]}"
         self._scheme, self._name = scheme, name
         self._identities = list(_IDENTITIES.get(scheme, ({},)))
         self._lock = threading.Lock()
@@ -155,14 +161,32 @@ class Bucket(Place):
         with self._lock:
             if self._system is None:
                 prepare_gcsfs()
-                # A shared instance would keep the listings and the endpoint of an earlier day.
-                self._system = fsspec.filesystem(
-                    self._scheme,
-                    skip_instance_cache=True,
-                    use_listings_cache=False,
-                    **self._identities[0],
-                )
+                try:
+                    # A shared instance would keep the listings and the endpoint of an earlier day.
+                    self._system = fsspec.filesystem(
+                        self._scheme,
+                        skip_instance_cache=True,
+                        use_listings_cache=False,
+                        **self._identities[0],
+                    )
+                except (
+                    Exception
+                ) as error:  # of any library: some need what no URL has, some connect
+                    raise Unusable(
+                        f"{self._scheme}:// cannot be used ({type(error).__name__}: "
+                        f"{escaped(redacted(str(error)))[:200]})"
+                    ) from None
+                _leave_retrying_to_us(self._system)
             return self._system
+
+
+def _leave_retrying_to_us(system: Any) -> None:
+    """Make a file system try once: its own attempts times ours are minutes of silence."""
+    plain = getattr(getattr(type(system), "_request", None), "__wrapped__", None)
+    if type(system).__module__.startswith("gcsfs") and plain is not None:
+        system._request = types.MethodType(plain, system)
+    if type(system).__module__.startswith("s3fs") and hasattr(system, "retries"):
+        system.retries = 1
 
 
 def prepare_gcsfs() -> None:

@@ -8,6 +8,7 @@ text by their name; and so are the small files that describe the arrays of one c
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import posixpath
 import re
 import threading
@@ -22,6 +23,7 @@ from saturation.checkpoints.cache import DiskCache, Recent
 from saturation.checkpoints.parallel import each
 from saturation.checkpoints.places import Bucket, File, Listing, Place
 from saturation.checkpoints.storage import Folder, Mark, open_folder
+from saturation.checkpoints.trust import shown_url
 from saturation.errors import CheckpointFormatError
 
 # Of a file up to the first size all comes with its beginning, of a larger one so many bytes.
@@ -37,7 +39,7 @@ _NEEDS = {
     "s3": ("s3fs", "s3"),
     "http": ("aiohttp", "hub"),
     "https": ("aiohttp", "hub"),
-    "hf": ("aiohttp", "hub"),
+    "hf": ("huggingface_hub", "hub"),
 }
 
 
@@ -57,7 +59,8 @@ class Store:
         """Return the bytes `start` to `stop` of a file, from the cache where it has them."""
         if self.cache is None:
             return self.place.fetch(path, start, stop)
-        key = f"{self.place.url(path)} {file.digest or file.size} {start}-{stop}"
+        version = file.digest or file.version or ""
+        key = f"{self.place.cache_key(path)} {version} {file.size} {start}-{stop}"
         data = self.cache.get(key, stop - start)
         if data is None:
             data = self.place.fetch(path, start, stop)
@@ -269,19 +272,33 @@ def open_remote(url: str, places: Places | None = None) -> Folder:
 def require(url: str, scheme: str) -> None:
     """Raise `CheckpointFormatError` where the package that reads a scheme is not installed."""
     module, extra = _NEEDS.get(scheme, ("", ""))
+    shown = shown_url(url)
     if module and importlib.util.find_spec(module) is None:
         raise CheckpointFormatError(
-            f"{url}: to read {scheme}:// the package {module} is needed, which is not installed: "
+            f"{shown}: to read {scheme}:// the package {module} is needed, which is not installed: "
             f"pip install 'saturation-jax[{extra}]'."
         )
     if not module:
         try:
-            fsspec.get_filesystem_class(scheme)
+            made = fsspec.get_filesystem_class(scheme)
         except (ValueError, ImportError) as error:
-            raise CheckpointFormatError(
-                f"{url}: there is no way to read {scheme}:// ({error}); gs://, s3://, https:// and "
-                "hf:// are known here."
-            ) from error
+            raise _unknown(shown, scheme, str(error)) from error
+        if lacking := _required(made):
+            raise _unknown(shown, scheme, f"it needs {' and '.join(lacking)}, which no URL has")
+
+
+def _unknown(shown: str, scheme: str, reason: str) -> CheckpointFormatError:
+    return CheckpointFormatError(
+        f"{shown}: there is no way to read {scheme}:// ({reason}); gs://, s3://, https:// and "
+        "hf:// are known here."
+    )
+
+
+def _required(made: type) -> list[str]:
+    """Return the arguments without which a file system cannot be made."""
+    known = list(inspect.signature(made.__init__).parameters.values())[1:]
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [one.name for one in known if one.default is one.empty and one.kind not in kinds]
 
 
 def _beginning_size(file: File) -> int:

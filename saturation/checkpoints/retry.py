@@ -14,16 +14,22 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from saturation.errors import escaped
+
 Result = TypeVar("Result")
 
 ATTEMPTS = 7
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 20.0  # seconds; the six pauses together are at most 16
+PATIENCE = 16.0  # seconds, after which a server that does not answer at all is not asked again
 
 # Too many requests, or a server that was too slow: the 4xx that pass.
 _PASSING = frozenset({408, 425, 429})
 # Whose errors, whatever their class, come from talking to a server.
 _NETWORK = frozenset(
-    {"aiohttp", "aiobotocore", "botocore", "fsspec", "gcsfs", "google", "requests", "urllib3"}
+    {
+        *("aiohttp", "aiobotocore", "botocore", "fsspec", "gcsfs", "google", "requests", "urllib3"),
+        *("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2"),
+    }
 )
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
@@ -66,7 +72,7 @@ def retrying(
       FileNotFoundError, Denied: the place says so.
       OSError: what the place said, without any secret; after the last attempt, how many there were.
     """
-    attempt = 0
+    attempt, started = 0, time.monotonic()
     while True:
         attempt += 1
         try:
@@ -77,8 +83,9 @@ def retrying(
                 raise
         if not _may_pass(trouble):
             raise trouble
-        if attempt == attempts:
-            made = f" ({attempts} attempts were made; try again later)" if attempts > 1 else ""
+        silent = not isinstance(trouble, Answer) and time.monotonic() - started > PATIENCE
+        if attempt == attempts or silent:
+            made = f" ({attempt} attempts were made; try again later)" if attempt > 1 else ""
             raise OSError(f"{trouble}{made}")
         longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1))
         wanted = min(getattr(trouble, "retry_after", 0.0), LONGEST_PAUSE)
@@ -135,4 +142,4 @@ def _status(error: Exception) -> int | None:
 
 def _first_line(error: Exception) -> str:
     lines = redacted(str(error)).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return escaped(lines[0][:200]) if lines else type(error).__name__

@@ -13,9 +13,14 @@ from typing import Any
 
 from saturation.checkpoints.places import File, Listing, Place, exactly
 from saturation.checkpoints.retry import Answer, Unusable, retrying
+from saturation.checkpoints.trust import refuse_lead
+from saturation.errors import CheckpointFormatError, escaped
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _CONNECT_SECONDS, _SILENCE_SECONDS = 30, 60
+# A request as a whole may take a minute, and as long as its bytes take at 20 kB/s.
+_LEAST_SECONDS, _LEAST_RATE = 60.0, 20_000.0
+_REDIRECTS, _MOST_REDIRECTS = (301, 302, 303, 307, 308), 10
 
 
 class Client:
@@ -25,7 +30,8 @@ class Client:
         from fsspec.implementations.http import HTTPFileSystem
 
         # trust_env: proxies are used as the environment sets them.
-        self._system = HTTPFileSystem(skip_instance_cache=True, client_kwargs={"trust_env": True})
+        kwargs = {"trust_env": True, "auto_decompress": False}
+        self._system = HTTPFileSystem(skip_instance_cache=True, client_kwargs=kwargs)
 
     @classmethod
     def shared(cls, places: dict[str, Any]) -> Client:
@@ -33,23 +39,6 @@ class Client:
         if "client" not in places:
             places["client"] = cls()
         return places["client"]
-
-    def json(self, url: str, headers: Mapping[str, str]) -> tuple[Any, str | None]:
-        """Return the JSON at a URL, and the URL of the next page if there is one.
-
-        Raises:
-          OSError: it cannot be had.
-        """
-
-        async def read(answer: Any) -> tuple[Any, str | None]:
-            if answer.status != 200:
-                raise _refusal(answer)
-            following = answer.links.get("next")
-            return await answer.json(content_type=None), str(
-                following["url"]
-            ) if following else None
-
-        return self._get(url, headers, read)
 
     def range(
         self, url: str, start: int, stop: int, headers: Mapping[str, str]
@@ -72,14 +61,20 @@ class Client:
                 # Not read: it may be the whole file.
                 answer.close()
                 raise Unusable("the server ignores byte ranges and sends whole files only")
-            return exactly(await answer.read(), start, end), size, answer.headers.get("ETag")
+            if answer.headers.get("Content-Encoding", "identity") != "identity":
+                answer.close()
+                raise Unusable("the server compresses what was asked for as it is")
+            return await _body(answer, end - start), size, answer.headers.get("ETag")
 
         asked = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity", **headers}
-        return self._get(url, asked, read)
+        seconds = _LEAST_SECONDS + (stop - start) / _LEAST_RATE
+        return self._get(url, asked, read, seconds)
 
-    def _get(self, url: str, headers: Mapping[str, str], read: Any) -> Any:
+    def _get(self, url: str, headers: Mapping[str, str], read: Any, seconds: float) -> Any:
+        """Return what `read` makes of the answer, which has to be there after so many seconds."""
+        import asyncio
+
         import aiohttp
-        import yarl
         from fsspec.asyn import sync
 
         timeout = aiohttp.ClientTimeout(
@@ -88,11 +83,64 @@ class Client:
 
         async def ask() -> Any:
             session = await self._system.set_session()
-            place = yarl.URL(url, encoded=True)
-            async with session.get(place, headers=dict(headers), timeout=timeout) as answer:
-                return await read(answer)
+            try:
+                async with asyncio.timeout(seconds):
+                    return await _follow(session, url, dict(headers), timeout, read)
+            except TimeoutError:
+                raise OSError(
+                    f"the server had not answered in full after {seconds:.0f} s"
+                ) from None
 
         return retrying(lambda: sync(self._system.loop, ask))
+
+
+async def _follow(session: Any, url: str, headers: dict[str, str], timeout: Any, read: Any) -> Any:
+    """Return what `read` makes of the answer that a request, and redirects of it, lead to."""
+    import yarl
+
+    for _ in range(_MOST_REDIRECTS):
+        _refuse_unusable(url)
+        place = yarl.URL(url, encoded=True)
+        asked = session.get(place, headers=headers, timeout=timeout, allow_redirects=False)
+        async with asked as answer:
+            location = answer.headers.get("Location")
+            if answer.status not in _REDIRECTS or not location:
+                return await read(answer)
+        following = urllib.parse.urljoin(url, location)
+        try:
+            refuse_lead(url, following)
+        except CheckpointFormatError as error:
+            raise Unusable(str(error).rstrip(".")) from None
+        if _origin(following) != _origin(url):
+            # Secrets go to the server they were given for and to no other.
+            headers = {k: v for k, v in headers.items() if k != "Authorization"}
+        url = following
+    raise Unusable(f"the server redirects more than {_MOST_REDIRECTS} times")
+
+
+def _refuse_unusable(url: str) -> None:
+    """Raise `Unusable` where no server can lie at a URL."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise Unusable("it is no address of a server: HOST or HOST:PORT was expected, PORT ≤ 65535")
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.netloc
+
+
+async def _body(answer: Any, count: int) -> bytes:
+    """Return the `count` bytes that an answer announced, and read no further."""
+    pieces, left = [], count
+    while left and (piece := await answer.content.read(left)):
+        pieces.append(piece)
+        left -= len(piece)
+    return exactly(b"".join(pieces), 0, count)
 
 
 class Web(Place):
@@ -128,6 +176,9 @@ class Web(Place):
     def fetch(self, path: str, start: int, stop: int) -> bytes:  # noqa: D102
         return exactly(self._client.range(self._address(path), start, stop, {})[0], start, stop)
 
+    def cache_key(self, path: str) -> str:  # noqa: D102
+        return self._address(path)  # with its query, by which a server may tell files apart
+
     def _address(self, path: str) -> str:
         folder = self._parts.path.rstrip("/")
         return self._parts._replace(path=f"{folder}/{urllib.parse.quote(path)}").geturl()
@@ -162,4 +213,5 @@ def _refusal(answer: Any) -> OSError:
     if answer.status == 404:
         return FileNotFoundError("the server has no such file")
     wait = answer.headers.get("Retry-After", "")
-    return Answer(answer.status, answer.reason or "", float(wait) if wait.isdecimal() else 0.0)
+    reason = escaped((answer.reason or "")[:100])
+    return Answer(answer.status, reason, float(wait[:6]) if wait.isdecimal() else 0.0)
