@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import saturation
@@ -73,7 +74,6 @@ def _environment() -> dict[str, str | int]:
 def version_text() -> str:
     """Return what `saturation --version` prints: versions, platform, and the devices JAX sees."""
     import jax
-    import jaxlib
     import numpy as np
 
     try:
@@ -83,7 +83,7 @@ def version_text() -> str:
         devices = f"none that JAX can use ({error})"
     return (
         f"saturation {saturation.__version__}\n"
-        f"jax {jax.__version__}, jaxlib {jaxlib.__version__}, numpy {np.__version__}\n"
+        f"jax {jax.__version__}, jaxlib {version('jaxlib')}, numpy {np.__version__}\n"
         f"python {platform.python_version()}, {platform.platform()}\n"
         f"devices: {devices}"
     )
