@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,6 +25,9 @@ from saturation.errors import MeasureError, SaturationError
 from saturation.runfolder import RunFolder
 
 T = TypeVar("T")
+
+# As long as JAX waits; a host whose name nobody knows is not waited for as long.
+COORDINATOR_SECONDS, NAME_SECONDS = 300.0, 30.0
 
 
 def join() -> None:
@@ -38,6 +43,9 @@ def join() -> None:
     if hasattr(jax.config, "jax_enable_preemption_service"):
         jax.config.update("jax_enable_preemption_service", False)
     count, number = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address and number not in (None, "0"):
+        await_coordinator(address)
     try:
         jax.distributed.initialize(
             num_processes=None if count is None else int(count),
@@ -53,6 +61,37 @@ def join() -> None:
     sys.stdout.flush()
     sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+
+
+def await_coordinator(
+    address: str, seconds: float = COORDINATOR_SECONDS, name_seconds: float = NAME_SECONDS
+) -> None:
+    """Return once the first process listens at `address`, host:port.
+
+    JAX waits for it too, but ends the whole process, with no error to catch, when its time is up.
+
+    Raises:
+      MeasureError: it is no address, nobody knows the host, or nobody listens there in time.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise MeasureError(
+            f"JAX_COORDINATOR_ADDRESS is host:port of the first process, and not {address!r}."
+        )
+    begun = time.monotonic()
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            waited, reason = time.monotonic() - begun, error
+        if waited > (name_seconds if isinstance(reason, socket.gaierror) else seconds):
+            raise MeasureError(
+                f"--distributed: the first process does not answer at {address} after {waited:.0f} "
+                f"s ({reason.strerror or reason}). Start it with JAX_PROCESS_ID=0, set "
+                "JAX_COORDINATOR_ADDRESS to its host and port, and let the network pass them."
+            ) from reason
+        time.sleep(0.2)
 
 
 def is_first() -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from test_kill import UNHURRIED, many_steps
 import saturation
 from saturation import processes
 from saturation.errors import MeasureError, ResultsError
-from saturation.processes import SharedRunFolder
+from saturation.processes import SharedRunFolder, await_coordinator
 
 TALK = """
 import json, sys
@@ -203,3 +205,27 @@ def test_the_number_of_processes_must_be_a_number(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(os.environ, "JAX_NUM_PROCESSES", "many")
     with pytest.raises(MeasureError, match="JAX found no other processes"):
         processes.join()
+
+
+def test_a_first_process_that_never_answers_is_one_sentence() -> None:
+    """JAX itself would end the process, without an error that could be caught."""
+    with socket.socket() as taken:  # bound and not listening: nobody else gets the port
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(
+            MeasureError, match=rf"does not answer at {address} after \d+ s \(.*refused"
+        ):
+            await_coordinator(address, seconds=0.1)
+    with pytest.raises(MeasureError, match=r"does not answer at nohost\.invalid:1 after"):
+        await_coordinator("nohost.invalid:1", seconds=600, name_seconds=0.1)
+    with pytest.raises(MeasureError, match="is host:port of the first process, and not 'here'"):
+        await_coordinator("here")
+
+
+def test_a_first_process_that_comes_late_is_waited_for() -> None:
+    with socket.socket() as first:
+        first.bind(("127.0.0.1", 0))
+        started = threading.Timer(0.5, first.listen)
+        started.start()
+        await_coordinator(f"127.0.0.1:{first.getsockname()[1]}", seconds=60)
+        started.join()
