@@ -35,6 +35,7 @@ from test_checkpoints_bundle import mesh_names, write_bundle
 from test_checkpoints_torch import save, tensors, torch  # noqa: F401 (a fixture)
 
 from saturation.checkpoints import msgpack_index, safetensors, tensor_bundle, torch_pickle, zarr
+from saturation.checkpoints.archive import Refused
 from saturation.checkpoints.storage import LocalFolder
 from saturation.errors import CheckpointFormatError, SaturationError
 from saturation.trajectory import open_trajectory
@@ -239,7 +240,7 @@ def test_any_bytes_are_refused_or_read(tmp_path_factory, reader, tail):
 @settings(max_examples=100, deadline=None)
 def test_any_pickle_is_refused_or_interpreted(program):
     # What `read_archive` turns into its own error.
-    with contextlib.suppress(torch_pickle._Refused, struct.error, ValueError):
+    with contextlib.suppress(Refused, struct.error, ValueError):
         torch_pickle._Machine(b"\x80\x02" + program).run()
 
 
