@@ -24,7 +24,7 @@ from pathlib import Path
 
 _TINY = "tiny_t5.py"
 _SHARED = frozenset({"common.py", "ties_cpu_fn.py", _TINY})
-_STEP = re.compile(r".*\d+.*")
+_STEP = re.compile(r"(global_)?(step|checkpoint)?[_-]?\d+")
 _TELLING = ("parameters ", "read from ", "left out ", "ignored ")
 _HUNG = 124
 
@@ -120,20 +120,10 @@ def _trajectories(place: Path) -> list[Path]:
     found = []
     for root in roots:
         folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
-        numbered = [path for path in folders if _STEP.fullmatch(path.name) and _holds_steps(root)]
         # A folder of kinds has a trajectory in each; else it is one itself.
-        found += [root] if numbered or not folders else folders
+        are_steps = not folders or any(_STEP.fullmatch(path.name) for path in folders)
+        found += [root] if are_steps else folders
     return found
-
-
-def _holds_steps(root: Path) -> bool:
-    """Say whether the folders in `root` are steps, not kinds of which each has steps."""
-    return not any(
-        re.fullmatch(r"(.*[_-])?\d+", inner.name) and inner.is_dir()
-        for folder in root.iterdir()
-        if folder.is_dir() and not folder.name.startswith((".", "@"))
-        for inner in folder.iterdir()
-    )
 
 
 def _tiny_t5(cases: Path, settings: Settings) -> Path:

@@ -340,6 +340,7 @@ def test_layouts_that_are_not_read_are_named(tmp_path, file, writer):
         path = tmp_path / f"checkpoint-{step}" / file
         path.parent.mkdir(parents=True)
         path.write_bytes(b"PK\x03\x04" + b"\0" * 30 + b"archive/data.pkl" + bytes(100))
+        (path.parent / ".metadata").write_bytes(b"\x80\x04")
         for name in ("rng_state_0.pth", "scheduler.pt", "optimizer.pt", "training_args.bin"):
             (tmp_path / f"checkpoint-{step}" / name).write_bytes(path.read_bytes())
     with pytest.raises(TrajectoryError) as caught:
@@ -347,6 +348,8 @@ def test_layouts_that_are_not_read_are_named(tmp_path, file, writer):
     assert writer in str(caught.value)
     assert file in str(caught.value)
     assert "2 were left out, such as checkpoint-100" in str(caught.value)
+    with pytest.raises(TrajectoryError, match=writer):
+        saturation.open_trajectory(tmp_path / "checkpoint-100")
 
 
 def test_many_unreadable_folders_are_one_sentence(tmp_path):

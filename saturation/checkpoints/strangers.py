@@ -25,7 +25,7 @@ _NO_WEIGHTS = re.compile(
     r"(optimizer|optim|optimizer_state|scheduler|lr_scheduler|scaler|rng_state|random_states?)"
     r"([_-]?\d+)*(_\w+)?\.(pt|pth|bin|pkl|safetensors)"
     r"|(training_args|trainer_state|sampler|dataloader|dl_state_dict|custom_checkpoint_\d+)\.\w+"
-    r"|.*_(optim|model)_states\.pt|model_optim_rng\.pt"
+    r"|.*_(optim|model)_states\.pt|model_optim_rng\.pt|.*\.distcp"
 )
 # (pattern of a path of at most three parts, what writes it, how to make of it what is read)
 _LAYOUTS = (
