@@ -25,6 +25,7 @@ from saturation.limit import saturate, scale_parameters
 from saturation.measures.forwards import Forwards
 from saturation.models import T5, T5Config
 from saturation.trajectory import open_trajectory
+from saturation.vocabularies import vocabulary_beside
 
 MASKS = {
     "correct": lambda scores: scores,
@@ -89,28 +90,32 @@ def main() -> None:
     parser.add_argument("trajectory", help="a folder of checkpoints, or the name of a published T5")
     parser.add_argument("--steps", help="such as 0,1000; by default the first and the last")
     parser.add_argument("--tokens", default="builtin")
+    parser.add_argument("--vocabulary", help="by default the one beside the checkpoints, or bytes")
     parser.add_argument("--length", type=int, default=83)
     parser.add_argument("--sequences", type=int, default=16)
     arguments = parser.parse_args()
+    random = arguments.trajectory.startswith("t5-")  # to whose weights all ids are alike
+    trajectory = None if random else open_trajectory(arguments.trajectory)
+    found = arguments.vocabulary or (trajectory and vocabulary_beside(trajectory)) or "bytes"
     batch = read_tokens(
-        arguments.tokens, "bytes", arguments.sequences, arguments.length, decoder_input="same"
+        arguments.tokens, found, arguments.sequences, arguments.length, decoder_input="same"
     )
     tokens = batch.encoder_input_tokens, batch.decoder_input_tokens
     print("n: minimum, quartiles and maximum over heads of the mean number of positions")
-    if arguments.trajectory.startswith("t5-"):
+    if trajectory is None:
         config = T5Config.published(arguments.trajectory)
         params = jax.jit(T5(config).init)(jax.random.key(0), *(t[:1, :4] for t in tokens))["params"]
         from flax.linen import unbox
 
         describe("random", mean_positions(config, unbox(params), *tokens), arguments.length)
         return
-    trajectory = open_trajectory(arguments.trajectory)
     steps = trajectory.steps[:1] + trajectory.steps[-1:]
     if arguments.steps:
         steps = tuple(int(step) for step in arguments.steps.split(","))
     for step in steps:
         checkpoint = trajectory[step]
         config = T5Config.from_checkpoint(checkpoint)
+        batch.refuse_unknown(config.vocab_size, checkpoint.path)
         found = mean_positions(config, checkpoint.load(), *tokens)
         describe(f"step {step:,}", found, arguments.length)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -83,6 +84,10 @@ def test_hugging_faces_flax_model(tmp_path, tied):
             # Flax's kernels are (in, out) again.
             tree[f"{path}/kernel"] = np.ascontiguousarray(array.T)
     assert_same(open_checkpoint(write(tmp_path / "flax_model.msgpack", nested(tree))), arrays)
+    config = {"model_type": "t5", "tie_word_embeddings": tied, "layer_norm_epsilon": 1e-3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = open_checkpoint(tmp_path).settings
+    assert settings == {"scale_decoder_outputs": tied, "layer_norm_epsilon": 1e-3}
 
 
 def test_a_slice_reads_only_itself(tmp_path):

@@ -52,11 +52,13 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     if inside:
         rest = {keys[0] for keys in leaves} - {"params"}
         left_out += [LeftOut(key, "outside 'params'") for key in sorted(rest)]
+    settings = {}
     if names.is_hugging_face_flax_t5(weights):
         sources = names.hugging_face_flax_t5(weights, where)
+        settings = huggingface.settings_beside(folder)
     else:
         sources = names.t5x(weights, where)
-    return Checkpoint(where, step, NAME, weights, sources, left_out=left_out, files=files)
+    return Checkpoint(where, step, NAME, weights, sources, settings, left_out=left_out, files=files)
 
 
 def _read_from(folder: Folder) -> list[str]:

@@ -81,6 +81,16 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     return _named(_Stored(folder, step, config, found, files, tuple(left_out)), arrays)
 
 
+def settings_beside(folder: Folder) -> dict[str, Any]:
+    """Return what the config.json in a folder, if it is of a T5, says of the computation."""
+    return _settings(folder, _json(folder, _CONFIG) if _CONFIG in folder.files else {})
+
+
+def _settings(folder: Folder, config: Mapping[str, Any]) -> dict[str, Any]:
+    known = config.get("model_type") in _T5_TYPES
+    return t5_settings(config, folder.where(_CONFIG)) if known else {}
+
+
 class _Stored(NamedTuple):
     """What was found in a folder, before its arrays have their names."""
 
@@ -120,7 +130,7 @@ def _named(stored: _Stored, arrays: Mapping[str, DiskArray], untied: bool = Fals
     if t5:
         kept = _with_shared(kept)
         sources = names.hugging_face_t5(kept, where, per_layer_bias=kind == "umt5")
-        settings = t5_settings(config, stored.folder.where(_CONFIG)) if kind else {}
+        settings = _settings(stored.folder, config)
     else:
         # What stands before all names but those of arrays that are stored twice.
         shorter, more = unwrapped(kept, False)
