@@ -65,8 +65,9 @@ def _spread(folder: Folder, files: Sequence[tuple[str, Mark]], blocks: int) -> l
     places = [at * (whole - _BLOCK_BYTES) // (blocks - 1) for at in range(blocks)]
     parts, begin = [], 0
     for name, mark in files:
-        while places and places[0] < begin + mark.size:
-            start = places.pop(0) - begin
-            parts.append(folder.read(name, start, min(start + _BLOCK_BYTES, mark.size)))
+        starts = [place - begin for place in places if begin <= place < begin + mark.size]
+        spans = [(start, min(start + _BLOCK_BYTES, mark.size)) for start in starts]
+        if spans:
+            parts += folder.read_blocks(name, spans)
         begin += mark.size
     return parts

@@ -12,13 +12,14 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any
 
 from saturation.checkpoints.lazy import cached_property
+from saturation.checkpoints.stamps import Stamps
 from saturation.checkpoints.strangers import is_leftover
 from saturation.errors import CheckpointFormatError
 
@@ -152,6 +153,10 @@ class Folder(ABC):
         self._refuse_short(name, start, stop - start, len(data))
         return data
 
+    def read_blocks(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return the bytes from each start to its stop, as `read` does."""
+        return [self.read(name, start, stop) for start, stop in spans]
+
     def head(self, name: str, count: int) -> bytes:
         """Return the first `count` bytes of a file, or all of it where it is shorter.
 
@@ -226,15 +231,6 @@ class Folder(ABC):
         )
 
 
-Stamps: TypeAlias = "dict[str, tuple[int, int, int]]"  # path -> size, and when it was changed
-
-
-def _stamp(found: os.stat_result) -> tuple[int, int, int]:
-    # No inode: file systems that stand for a bucket number their files anew as they go. The second
-    # time changes too where a file is replaced, or its first time is set back.
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
 @lru_cache(256)  # the same few files are read block by block
 def _normal(name: str) -> str | None:
     """Return a name as a path below a folder, or None where it leads out of it or is no name."""
@@ -255,7 +251,7 @@ class LocalFolder(Folder):
 
     def __init__(self, path: str | os.PathLike[str], stamps: Stamps | None = None):
         self.path = os.fspath(path)
-        self._stamps: Stamps = {} if stamps is None else stamps
+        self._stamps = Stamps() if stamps is None else stamps
         self._unwatched = False
 
     def marks(self) -> Iterator[tuple[str, Mark]]:  # noqa: D102
@@ -276,24 +272,10 @@ class LocalFolder(Folder):
     def changed(self, unwatched: bool = False) -> str | None:  # noqa: D102
         if unwatched and not self._unwatched:
             return None
-        root = os.path.join(self.path, "")
-        for path, stamp in list(self._stamps.items()):
-            if path.startswith(root):
-                try:
-                    same = _stamp(os.stat(path)) == stamp
-                except OSError:
-                    same = False
-                if not same:
-                    return path
-        return None
+        return self._stamps.changed(self.path)
 
     def _remember(self, name: str, found: os.stat_result) -> None:
-        path = os.path.join(self.path, name)
-        if self._stamps.setdefault(path, stamp := _stamp(found)) != stamp:
-            raise CheckpointFormatError(
-                f"{path} has changed since it was opened: size or time of the file are not what "
-                "they were. Measure a trajectory that nobody writes to any more, or open it again."
-            )
+        self._stamps.remember(os.path.join(self.path, name), found)
 
     def kvstore(self) -> dict[str, Any]:  # noqa: D102
         self._unwatched = True
@@ -348,6 +330,23 @@ class LocalFolder(Folder):
             os.close(descriptor)
         return super()._read(name, start, stop)
 
+    def read_blocks(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:  # noqa: D102
+        # Many small ones: opening the file for each would cost more than reading.
+        try:
+            descriptor = os.open(os.path.join(self.path, self._inside(name)), os.O_RDONLY)
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        try:
+            found = [os.pread(descriptor, stop - start, start) for start, stop in spans]
+            self._remember(name, os.fstat(descriptor))
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        finally:
+            os.close(descriptor)
+        for (start, stop), data in zip(spans, found, strict=True):
+            self._refuse_short(name, start, stop - start, len(data))
+        return found
+
     def _read_into(self, name: str, start: int, buffer: memoryview) -> int:
         # preadv lets go of the interpreter lock, keeps no file position that threads could share,
         # and writes straight into the caller's memory.
@@ -394,6 +393,11 @@ class Selection(Folder):
 
     def digest(self, name: str) -> str | None:  # noqa: D102
         return self._folder.digest(name)
+
+    def read_blocks(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:  # noqa: D102
+        if not self._sees(name):
+            return super().read_blocks(name, spans)
+        return self._folder.read_blocks(name, spans)
 
     def owner(self, name: str) -> Folder:  # noqa: D102
         return self._folder.owner(name) if self._sees(name) else self
