@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 STACKS = ("encoder", "decoder")
 LEAVES = ("kernel", "scale", "bias", "weight", "embedding", "rel_embedding", "w", "b")
@@ -94,6 +95,7 @@ def scopes(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {scope: tuple(members) for scope, members in groups.items()}
 
 
+@lru_cache(2**16)  # asked of the same names at every checkpoint
 def is_embedding(name: str) -> bool:
     """Return whether an array is the embedding of tokens, of which a layer has none.
 
@@ -104,11 +106,13 @@ def is_embedding(name: str) -> bool:
     return bool(_EMBEDDING.fullmatch(module)) and leaf not in ("bias", "scale", "b")
 
 
+@lru_cache(2**16)
 def is_head(name: str) -> bool:
     """Return whether an array is a language model's output head, its bias too."""
     return layer_of(name) is None and bool(_HEAD.fullmatch(module_of(name)[0]))
 
 
+@lru_cache(2**16)
 def is_table(name: str) -> bool:
     """Return whether an array is looked into: of tokens, positions, segments or distances."""
     module, _ = module_of(name)

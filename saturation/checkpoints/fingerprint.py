@@ -12,7 +12,8 @@ import re
 from collections.abc import Sequence
 
 from saturation.checkpoints.base import Checkpoint
-from saturation.checkpoints.storage import Folder, Mark
+from saturation.checkpoints.stamps import Mark
+from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
 
 # So much of a checkpoint is read, in blocks this large, unless it has no more than that; and so

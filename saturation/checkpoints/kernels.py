@@ -20,6 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from saturation.checkpoints.base import DiskArray, Source
 from saturation.scopes import is_embedding, is_head, is_table, module_of
@@ -42,9 +43,17 @@ def with_fan_in(
     sources: Mapping[str, Source], arrays: Mapping[str, DiskArray]
 ) -> dict[str, Source]:
     """Return the sources with the axes that each kernel contracts."""
-    shapes = {name: one.parameter(arrays[one.array]).shape for name, one in sources.items()}
-    kernels = Kernels(shapes)
-    return {name: replace(one, fan_in_axes=kernels.axes(name)) for name, one in sources.items()}
+    axes = _axes(tuple((n, one.parameter(arrays[one.array]).shape) for n, one in sources.items()))
+    return {
+        name: replace(one, fan_in_axes=axes[name]) if axes[name] else one
+        for name, one in sources.items()
+    }
+
+
+@lru_cache(8)  # the checkpoints of a trajectory have the same names and shapes
+def _axes(shapes: tuple[tuple[str, Shape], ...]) -> Mapping[str, Shape | None]:
+    kernels = Kernels(dict(shapes))
+    return {name: kernels.axes(name) for name, _ in shapes}
 
 
 class Kernels:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 
 from saturation.checkpoints.base import DiskArray, Source, refuse_long_names
 from saturation.checkpoints.kernels import with_fan_in
@@ -100,6 +100,7 @@ def _patterns(column: int) -> tuple[tuple[re.Pattern[str], tuple[str, str, str]]
     return tuple((compiled(row[column]), row) for row in TABLE)
 
 
+@lru_cache(2**16)  # of the same names at every checkpoint
 def translate(name: str, source: int, target: int) -> str | None:
     """Return `name` of one column of `TABLE` as the name in another, or None if no row has it."""
     for pattern, row in _patterns(source):

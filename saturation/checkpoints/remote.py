@@ -22,7 +22,8 @@ from saturation.checkpoints.bridge import bridged
 from saturation.checkpoints.cache import DiskCache, Recent
 from saturation.checkpoints.parallel import each
 from saturation.checkpoints.places import Bucket, File, Listing, Place
-from saturation.checkpoints.storage import Folder, Mark, open_folder
+from saturation.checkpoints.stamps import Mark
+from saturation.checkpoints.storage import Folder, open_folder
 from saturation.checkpoints.trust import shown_url
 from saturation.errors import CheckpointFormatError
 

@@ -1,14 +1,23 @@
-"""Whether a file on a disk is still what it was when it was first read."""
+"""What is known of a file without its being read, and whether it is still what it was."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from saturation.errors import CheckpointFormatError
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What a place says of a file without its being read: its size and the place's own hash."""
+
+    size: int
+    digest: str | None = None
+
+
 class Stamps:
-    """Size and times of files, by path, at their first reading; all folders below one share them."""
+    """Size and times of files, by path, at their first reading; folders below one share them."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[int, int, int]] = {}

@@ -13,27 +13,18 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from saturation.checkpoints.lazy import cached_property
-from saturation.checkpoints.stamps import Stamps
+from saturation.checkpoints.stamps import Mark, Stamps
 from saturation.checkpoints.strangers import is_leftover
 from saturation.errors import CheckpointFormatError
 
 _LFS = b"version https://git-lfs"
 # What a format needs of a file's beginning to know its own kind.
 _HEAD = 128
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What a place says of a file without its being read: its size and the place's own hash."""
-
-    size: int
-    digest: str | None = None
 
 
 class Folder(ABC):
@@ -258,9 +249,9 @@ class LocalFolder(Folder):
         yield from self._marks("")
 
     def _marks(self, below: str) -> Iterator[tuple[str, Mark]]:
-        with os.scandir(os.path.join(self.path, below)) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-        for entry in found:
+        with os.scandir(os.path.join(self.path, below)) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
             name = f"{below}{entry.name}"
             if entry.is_dir(follow_symlinks=False) or (entry.is_dir() and not below):
                 # A link to a folder is followed once: links may go in circles.

@@ -33,7 +33,8 @@ def unwrapped(names: Iterable[str], t5: bool) -> tuple[dict[str, str], str]:
         task's head lies beside its T5. Otherwise only what stands before all names is taken off.
     """
     new = {name: _without_inside(name) for name in names}
-    inside = {part for name in new for part in name.split(".") if part in _INSIDE}
+    changed = (name for name, short in new.items() if name != short)
+    inside = {part for name in changed for part in name.split(".") if part in _INSIDE}
     if t5:
         before = {found["before"] for name in new.values() if (found := _T5_MARK.fullmatch(name))}
         prefix = before.pop() if len(before) == 1 else ""
@@ -140,6 +141,8 @@ def _is_table(name: str, arrays: Mapping[str, DiskArray]) -> bool:
 
 
 def _without_inside(name: str) -> str:
+    if not any(word in name for word in _INSIDE):
+        return name
     return ".".join(part for part in name.split(".") if part not in _INSIDE)
 
 
