@@ -15,7 +15,7 @@ from jaxtyping import Int32
 from saturation.errors import ConfigError, MeasureError
 from saturation.training.data import read_corpus
 from saturation.training.tokens import BYTES, open_vocabulary
-from saturation.vocabularies import MOST_BYTE_IDS, say_how_to_get_one
+from saturation.vocabularies import refuse_bytes, say_how_to_get_one
 
 BUILTIN = "builtin"
 IDS = "ids"  # the source holds ids, and of which vocabulary it does not say
@@ -108,12 +108,8 @@ class TokenBatch:
           MeasureError: an id lies outside; or the ids are bytes, and the model's are pieces, since
             it has more than 400.
         """
-        if self.vocabulary == BYTES and vocab_size > MOST_BYTE_IDS:
-            raise MeasureError(
-                f"{self.source} was read as bytes, and the model in {path} has a vocabulary of "
-                f"{vocab_size:,} pieces, to which a byte's number means nothing. "
-                + say_how_to_get_one("the checkpoint's folder")
-            )
+        if self.vocabulary == BYTES:
+            refuse_bytes(self.source, vocab_size, path)
         largest = max(self.encoder_input_tokens.max(), self.decoder_input_tokens.max())
         if largest >= vocab_size:
             raise MeasureError(

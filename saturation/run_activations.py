@@ -36,7 +36,7 @@ from saturation.sharding import (
 )
 from saturation.stream import cores, in_order
 from saturation.training.tokens import BYTES
-from saturation.vocabularies import vocabulary_beside
+from saturation.vocabularies import refuse_bytes, vocabulary_beside
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import Box, Checkpoint, Parameter
@@ -175,16 +175,32 @@ def read_settings(
     """
     if not needs_tokens(measures):
         return None
-    texts = not (is_ids(tokens) and is_ids(corpus or tokens))
-    if vocabulary is None and trajectory is not None and texts:
-        vocabulary = vocabulary_beside(trajectory)
-    vocabulary = vocabulary or BYTES
+    texts = [source for source in (tokens, corpus or tokens) if not is_ids(source)]
+    vocabulary = _vocabulary_of(vocabulary, texts, trajectory)
     batch, text = read_tokens(tokens, vocabulary, sequences, length, decoder_input), None
     if needs_corpus(measures):
         text = read_corpus_tokens(corpus or tokens, vocabulary, length)
     return ActivationSettings(
         batch, batch_size, scale, terms, fast, tuple(limits), mesh, text, joint_sequences
     )
+
+
+def _vocabulary_of(asked: str | None, texts: Sequence[str], trajectory: Trajectory | None) -> str:
+    """Return the vocabulary for these texts: what is asked for, or found, or else bytes.
+
+    Raises:
+      MeasureError: that is bytes, and the trajectory's models are of pieces.
+    """
+    if trajectory is None or not texts:
+        return asked or BYTES
+    from saturation.models import T5Config
+
+    found = asked or vocabulary_beside(trajectory) or BYTES
+    if found == BYTES:
+        # Before a text is read, which may be too short in bytes and long enough in pieces.
+        first = trajectory[trajectory.steps[0]]
+        refuse_bytes(texts[0], T5Config.from_parameters(first.parameters).vocab_size, first.path)
+    return found
 
 
 def measure_activations(

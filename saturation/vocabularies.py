@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from saturation.checkpoints import open_folder
-from saturation.errors import CheckpointFormatError
+from saturation.errors import CheckpointFormatError, MeasureError
 from saturation.training.tokens import TOKENIZER
 
 if TYPE_CHECKING:
@@ -40,6 +40,16 @@ def _files(place: str) -> tuple[str, ...]:
         return open_folder(place).files
     except CheckpointFormatError:  # a manifest, or a pattern of revisions: not a place with files
         return ()
+
+
+def refuse_bytes(source: str, vocab_size: int, path: str) -> None:
+    """Raise `MeasureError` where bytes of `source` would be pieces to the model at `path`."""
+    if vocab_size > MOST_BYTE_IDS:
+        raise MeasureError(
+            f"{source} was read as bytes, and the model in {path} has a vocabulary of "
+            f"{vocab_size:,} pieces, to which a byte's number means nothing. "
+            + say_how_to_get_one("the checkpoint's folder")
+        )
 
 
 def say_how_to_get_one(where: str) -> str:

@@ -138,9 +138,18 @@ def test_a_corpus_of_bytes_is_refused_beside_tokens_that_are_ids(trajectory, tex
     (tmp_path / "ids.jsonl").write_text("[3, 1, 4]\n")
     opened = saturation.open_trajectory(trajectory)
     given = {"trajectory": opened, "tokens": str(tmp_path / "ids.jsonl"), "length": 8}
-    settings = read_settings(["scan"], corpus=str(text), **given)
+    with pytest.raises(MeasureError, match=rf"text\.txt {REFUSED}"):
+        read_settings(["scan"], corpus=str(text), **given)
+    settings = read_settings(["scan"], corpus=str(text), **{**given, "trajectory": None})
     with pytest.raises(MeasureError, match=rf"text\.txt {REFUSED}"):
         saturation.measure(opened, ["scan"], str(tmp_path / "run"), activations=settings)
+
+
+def test_a_vocabulary_is_asked_for_before_a_text_is_called_too_short(trajectory, tmp_path):
+    (tmp_path / "short.txt").write_text("short")
+    opened = saturation.open_trajectory(trajectory)
+    with pytest.raises(MeasureError, match=REFUSED):
+        read_settings(["heads"], trajectory=opened, tokens=str(tmp_path / "short.txt"))
 
 
 @pytest.mark.parametrize(("rows", "refused"), [(400, False), (401, True)])
