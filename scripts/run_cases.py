@@ -120,8 +120,10 @@ def _trajectories(place: Path) -> list[Path]:
     found = []
     for root in roots:
         folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
-        # A folder of kinds has a trajectory in each; else it is one itself.
-        are_steps = not folders or any(_STEP.fullmatch(path.name) for path in folders)
+        # A folder of kinds has a trajectory in each; else it is one itself. A kind may be called
+        # `step2`, and other things may lie beside steps, so that most of the names decide.
+        steps = sum(_STEP.fullmatch(path.name) is not None for path in folders)
+        are_steps = not folders or 2 * steps > len(folders)
         found += [root] if are_steps else folders
     return found
 
