@@ -13,6 +13,7 @@ from saturation.errors import ResultsError
 from saturation.measures.base import Measure
 from saturation.parts import IDENTITY, former_measures, refuse_other_versions, unrecorded
 from saturation.runfolder import RunFolder
+from saturation.seal import LAYOUT, flat, names_a_file
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import LeftOut, Parameter
@@ -32,6 +33,7 @@ def describe_run(
     steps = trajectory.steps
     bundled = bundles(parameters, len(steps))
     return {
+        "layout": LAYOUT,
         "trajectory": trajectory.path,
         "format": trajectory[steps[0]].format,
         "steps": list(steps),
@@ -178,9 +180,9 @@ def _refuse_other_settings(
     folder: RunFolder, what: str, found: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> None:
     """Raise where numbers would differ; the same ids may come from files of other names."""
-    have, want = _flat(found), _flat(asked)
+    have, want = flat(found), flat(asked)
     differ = [key for key in {**have, **want} if have.get(key) != want.get(key)]
-    decisive = [key for key in differ if not _names_a_file(key)]
+    decisive = [key for key in differ if not names_a_file(key)]
     if unrecorded := [key for key in decisive if key not in have]:
         raise ResultsError(
             f"{folder.path} was measured by a former version of saturation, which did not record "
@@ -192,19 +194,6 @@ def _refuse_other_settings(
             f"{folder.path} was measured on other {what} than this command's: {'; '.join(said)}. "
             "Choose another --out, or the same ones."
         )
-
-
-def _names_a_file(key: str) -> bool:
-    """Whether a setting says where tokens come from: their hash says which they are."""
-    return key == "source" or key.startswith("vocabulary")
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without levels, and hashes as short as a sentence takes."""
-    found: dict[str, Any] = {}
-    for key, said in settings.items():
-        found |= _flat(said) if isinstance(said, Mapping) else {key: said}
-    return {key: said[:12] if key == "sha256" else said for key, said in found.items()}
 
 
 def _span(steps: Sequence[int]) -> str:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saturation.checkpoints.parallel import AT_ONCE, each
 from saturation.errors import ResultsError
 from saturation.measures import MEASURES, find_measures
 from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure
 from saturation.runfolder import RUN_FILE, RunFolder, part_name
+from saturation.seal import LAYOUT, SEAL, part_seal, seal_of
 
 if TYPE_CHECKING:
     from pyarrow import Array
@@ -70,12 +72,24 @@ def describe(folder: RunFolder) -> dict[str, Any]:
 
 
 def refuse_other_versions(folder: RunFolder, described: Mapping[str, Any]) -> None:
-    """Raise `ResultsError` where another version wrote a `run.json` that this one cannot use."""
+    """Raise `ResultsError` where this version cannot use a `run.json`: another's, an edited one."""
+    where = f"{folder.path}/{RUN_FILE}"
     lacking = [key for key in ("steps", "arrays", "bundles") if key not in described]
     if lacking:
         raise ResultsError(
-            f"{folder.path}/{RUN_FILE} has no {' and no '.join(f'`{key}`' for key in lacking)}: "
+            f"{where} has no {' and no '.join(f'`{key}`' for key in lacking)}: "
             "another version of saturation wrote it. Measure into a new folder."
+        )
+    layout = described.get("layout", 1)
+    if not isinstance(layout, int) or not 1 <= layout <= LAYOUT:
+        raise ResultsError(
+            f"{where} is of layout {str(layout)[:40]!r}, and this version reads layouts up to "
+            f"{LAYOUT}; read the run with the version that wrote it."
+        )
+    if (layout >= 2 and described.get(SEAL) != seal_of(described)) or not _is_whole(described):
+        raise ResultsError(
+            f"{where} was edited or damaged: it is not what `saturation measure` wrote. Restore "
+            "it, or measure into a new folder."
         )
     unknown = [name for name in described["measures"] if name not in MEASURES]
     if unknown:
@@ -84,6 +98,33 @@ def refuse_other_versions(folder: RunFolder, described: Mapping[str, Any]) -> No
             f"does not measure; it has {', '.join(MEASURES)}. Read the run with the version that "
             "wrote it."
         )
+
+
+def _is_whole(described: Mapping[str, Any]) -> bool:
+    """Whether what is read of a `run.json` has the kinds that it must have."""
+    steps, arrays, bundles = (described[key] for key in ("steps", "arrays", "bundles"))
+    measures, versions = described["measures"], described.get("versions", {})
+    identity = described.get("identity", {})
+    return (
+        isinstance(steps, list)
+        and bool(steps)
+        and all(type(step) is int for step in steps)
+        and steps == sorted(set(steps))
+        and isinstance(arrays, dict)
+        and all(_is_array(array) for array in arrays.values())
+        and isinstance(bundles, dict)
+        and all(isinstance(names, list) for names in bundles.values())
+        and sorted(str(name) for names in bundles.values() for name in names) == sorted(arrays)
+        and isinstance(measures, list)
+        and bool(measures)
+        and all(isinstance(name, str) for name in measures)
+        and all(isinstance(one, dict) for one in (versions, identity))
+    )
+
+
+def _is_array(array: Any) -> bool:
+    shape = array.get("shape") if isinstance(array, dict) else None
+    return isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
 
 
 def former_measures(described: Mapping[str, Any]) -> str:
@@ -98,12 +139,14 @@ def former_measures(described: Mapping[str, Any]) -> str:
 
 def unrecorded(described: Mapping[str, Any]) -> str:
     """Return what the version that wrote a run did not record, in words; "" for nothing."""
-    if described.get("identity_of") == IDENTITY:
+    lacking = []
+    if described.get("identity_of") != IDENTITY:
+        lacking.append("no fingerprint of every checkpoint")
+    if described.get("layout", 1) < LAYOUT:
+        lacking.append("no seal of any part, so that its parts are unverified")
+    if not lacking:
         return ""
-    return (
-        "a former version wrote this run, which records one small matrix of its first and last "
-        "checkpoint and no fingerprint of every checkpoint"
-    )
+    return f"a former version wrote this run, which has {' and '.join(lacking)}"
 
 
 def readable_measures(described: Mapping[str, Any]) -> list[Measure]:
@@ -121,9 +164,10 @@ def status(folder: RunFolder) -> Status:
     """Return what of a run is there and what is missing.
 
     Raises:
-      ResultsError: the folder holds no run.
+      ResultsError: the folder holds no run, or a part is not what it stands for.
     """
     described = describe(folder)
+    verify_parts(folder, described, readable_measures(described))
     steps, parts = described["steps"], folder.parts()
     present, expected, missing = {}, {}, {}
     for measure in readable_measures(described):
@@ -162,6 +206,7 @@ def missing_positions(steps: Sequence[int], ranges: Sequence[tuple[int, int]]) -
 
 def write_part(
     folder: RunFolder,
+    described: Mapping[str, Any],
     measure: str,
     key: str,
     span: tuple[int, int],
@@ -169,15 +214,20 @@ def write_part(
 ) -> None:
     """Write one part: columns of one length, over the steps from `span[0]` to `span[1]`.
 
+    `described` is the `run.json` of the folder.
+
     Raises:
       ResultsError: the place is full or cannot be written.
     """
-    folder.write(part_name(measure, key, *span), part_content(measure, key, columns))
+    content = part_content(described, measure, key, span, columns)
+    folder.write(part_name(measure, key, *span), content)
 
 
 def part_content(
+    described: Mapping[str, Any],
     measure: str,
     key: str,
+    span: tuple[int, int],
     columns: Mapping[str, np.ndarray | Sequence[str] | Sequence[np.ndarray]],
 ) -> bytes:
     """Return what the file of a part holds."""
@@ -186,17 +236,16 @@ def part_content(
 
     arrays = [_arrow(column) for column in columns.values()]
     fields = [(name, array.type) for name, array in zip(columns, arrays, strict=True)]
-    schema = pa.schema(fields, metadata=_metadata(measure, key))
+    seal: dict[str | bytes, str | bytes] = {**part_seal(described, measure, key, span, columns)}
+    schema = pa.schema(fields, metadata=seal)
     table = pa.Table.from_arrays(arrays, schema=schema)
     # Texts repeat, numbers hardly do; nothing asks for least and greatest values.
     texts: Any = [name for name, kind in fields if kind == pa.string()]
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, use_dictionary=texts, write_statistics=False)
+    pq.write_table(
+        table, sink, use_dictionary=texts, write_statistics=False, write_page_checksum=True
+    )
     return sink.getvalue().to_pybytes()
-
-
-def _metadata(measure: str, key: str) -> dict[str | bytes, str | bytes]:
-    return {"measure": measure, "key": key, "version": str(MEASURES[measure].version)}
 
 
 def _arrow(column: np.ndarray | Sequence[str] | Sequence[np.ndarray]) -> Array:
@@ -221,12 +270,17 @@ def _arrow(column: np.ndarray | Sequence[str] | Sequence[np.ndarray]) -> Array:
 
 
 def read_part(
-    folder: RunFolder, measure: Measure, key: str, span: tuple[int, int]
+    folder: RunFolder,
+    described: Mapping[str, Any],
+    measure: Measure,
+    key: str,
+    span: tuple[int, int],
 ) -> dict[str, np.ndarray]:
-    """Return the columns of one part.
+    """Return the columns of one part, which must be what it stands for.
 
     Raises:
-      ResultsError: the part is gone or damaged, or lacks what this version's measure reads.
+      ResultsError: the part is gone or damaged, of another run or measure or other steps, or lacks
+        what this version's measure reads.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -235,21 +289,70 @@ def read_part(
     content = folder.read(name)
     if content is None:
         raise ResultsError(f"{folder.path}/{name} vanished while the run was read; try again.")
+    sealed = described.get("layout", 1) >= LAYOUT
     try:
-        table = pq.read_table(io.BytesIO(content))
-    except (pa.ArrowException, OSError) as error:
-        raise ResultsError(
-            f"{folder.path}/{name} is damaged ({error}); delete it and run `saturation measure` "
-            "again, which computes only that part."
-        ) from error
-    lacking = sorted(_columns(measure) - set(table.column_names))
+        table = pq.read_table(io.BytesIO(content), page_checksum_verification=sealed)
+        columns = {column: table[column].to_numpy() for column in table.column_names}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(folder, name, str(error).splitlines()[0]) from error
+    lacking = sorted(_columns(measure) - set(columns))
     if lacking:
         raise ResultsError(
             f"{folder.path}/{name} lacks {', '.join(lacking)} of {measure.name}: another version "
             f"of saturation wrote it. Delete {folder.path}/parts/{measure.name} and run the same "
             "`saturation measure` again, which computes that anew."
         )
-    return {column: table[column].to_numpy() for column in table.column_names}
+    if sealed:
+        said = {k.decode(): v.decode(errors="replace") for k, v in _said(table).items()}
+        expected = part_seal(described, measure.name, key, span, columns)
+        for what, value in expected.items():
+            if said.get(what) != value:
+                raise _damaged(folder, name, _MISMATCH[what].format(said.get(what, "nothing")))
+    unknown = set(columns.get("array", ())) - set(described["arrays"])
+    if unknown:
+        raise _damaged(folder, name, f"it names the array {min(unknown)!r}, which the run has not")
+    return columns
+
+
+# What is said of a part whose seal is not the one expected, by what differs.
+_MISMATCH = {
+    "measure": "it is a part of the measure {}",
+    "key": "it is the part of {}",
+    "version": "it is of version {} of the measure",
+    "steps": "it holds the steps {}",
+    "origin": "it was measured on other checkpoints or tokens than this run's: of another run",
+    "values": "its values are not the ones that were written",
+}
+
+
+def _said(table: Any) -> Mapping[bytes, bytes]:
+    return table.schema.metadata or {}
+
+
+def _damaged(folder: RunFolder, name: str, reason: str) -> ResultsError:
+    return ResultsError(
+        f"{folder.path}/{name} is not the part it stands for ({reason}). Delete it and run the "
+        "same `saturation measure` again, which computes only that part."
+    )
+
+
+def verify_parts(
+    folder: RunFolder, described: Mapping[str, Any], measures: Sequence[Measure]
+) -> None:
+    """Read every part that these measures have in a run.
+
+    Raises:
+      ResultsError: one of them is not what it stands for.
+    """
+    parts = folder.parts()
+    wanted = [
+        (measure, key, span)
+        for measure in measures
+        for key in part_keys(measure, described)
+        for span in parts.get((measure.name, key), [])
+        if any(span[0] <= step <= span[1] for step in described["steps"])
+    ]
+    each(lambda one: read_part(folder, described, *one), wanted, AT_ONCE)
 
 
 def _columns(measure: Measure) -> set[str]:

@@ -154,7 +154,7 @@ def _weight_statistics(
     parts = folder.parts()
     for key in part_keys(measure, described):
         for span in parts.get((measure.name, key), []):
-            part = read_part(folder, measure, key, span)
+            part = read_part(folder, described, measure, key, span)
             kept = np.isin(part["step"], described["steps"])
             rows = [row_of[name] for name in part["array"][kept]]
             columns = [column_of[step] for step in part["step"][kept].tolist()]
@@ -193,7 +193,7 @@ def _activation_series(
         if span[0] not in steps:
             continue
         column = steps.index(span[0])
-        part = read_part(folder, measure, ACTIVATIONS, span)
+        part = read_part(folder, described, measure, ACTIVATIONS, span)
         for row, scope in enumerate(part["scope"]):
             statistics = found.setdefault(
                 scope, {name: np.full(len(steps), np.nan) for name in measure.statistics}
@@ -218,7 +218,7 @@ def _group_series(
         found: dict[str, dict[str, np.ndarray]] = {}
         kept = np.zeros(len(column_of), bool)
         for span in parts.get((measure.name, group), []):
-            part = read_part(folder, measure, group, span)
+            part = read_part(folder, described, measure, group, span)
             for row, (step, scope) in enumerate(zip(part["step"], part["scope"], strict=True)):
                 if step not in column_of:
                     continue
@@ -263,7 +263,7 @@ def load_vectors(run: str | Any, measure: str) -> pd.DataFrame:
         pd.DataFrame({name: read[name] for name in columns})
         for group in part_keys(found, described)
         for span in parts.get((measure, group), [])
-        for read in [read_part(folder, found, group, span)]
+        for read in [read_part(folder, described, found, group, span)]
     ]
     table = pd.concat(tables or [pd.DataFrame(columns=columns)], ignore_index=True)
     kept = table["step"].isin(described["steps"]) & (table[vectors[0]].map(len) > 0)

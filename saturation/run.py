@@ -19,6 +19,7 @@ from saturation.description import describe_run, join_run
 from saturation.errors import MeasureError, ResultsError
 from saturation.measures import find_measures
 from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure, WeightMeasure
+from saturation.parts import verify_parts
 from saturation.plan import Shard, activation_steps, group_jobs, jobs, shared_parameters
 from saturation.processes import SharedRunFolder, everywhere, refuse_difference
 from saturation.progress import Progress
@@ -116,7 +117,9 @@ def measure(
     )
     # Before the folder is begun: it refuses models that a measure of groups does not know.
     groups, reused_groups = group_jobs(folder, trajectory.steps, parameters, grouped, shard)
-    bundled = join_run(folder, described, trajectory)["bundles"]
+    joined = join_run(folder, described, trajectory)
+    bundled = joined["bundles"]
+    verify_parts(folder, joined, asked)
 
     todo, reused = jobs(folder, trajectory.steps, parameters, bundled, weights, shard)
     steps, reused_steps = activation_steps(folder, trajectory.steps, activated, shard)
@@ -126,13 +129,13 @@ def measure(
         f"{computed} parts to compute, {reused} reused from an earlier run of {folder.path}"
     )
     with interrupt_requested() if stop is None else nullcontext(stop) as stop:
-        stream = WeightStream(trajectory, parameters, folder, progress, stop)
+        stream = WeightStream(trajectory, parameters, folder, joined, progress, stop)
         if todo:
             stream.run(todo)
         if groups:
-            measure_groups(trajectory, parameters, groups, folder, progress, stop)
+            measure_groups(trajectory, parameters, groups, folder, joined, progress, stop)
         if steps and settings is not None:
-            measure_activations(trajectory, steps, settings, folder, progress, stop)
+            measure_activations(trajectory, steps, settings, folder, joined, progress, stop)
     everywhere(trajectory.refuse_changed)
     # Another command may have written `run.json` when this one did, and known nothing of it.
     if folder.description() is None:

@@ -208,6 +208,7 @@ def measure_activations(
     todo: Mapping[int, Sequence[ActivationMeasure]],
     settings: ActivationSettings,
     folder: RunFolder,
+    described: Mapping[str, Any],
     progress: Progress,
     stop: threading.Event,
 ) -> None:
@@ -244,7 +245,7 @@ def measure_activations(
             )
             for measure in measures:
                 columns = _columns(measure, observed)
-                write_part(folder, measure.name, ACTIVATIONS, (step, step), columns)
+                write_part(folder, described, measure.name, ACTIVATIONS, (step, step), columns)
             progress.advance(_nbytes(trajectory[step]), f"step {step}")
 
 

@@ -7,7 +7,7 @@ are small, so that cores are kept busy by as many groups at a time, not within o
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ def measure_groups(
     parameters: dict[str, Parameter],
     todo: Sequence[GroupJob],
     folder: RunFolder,
+    described: Mapping[str, Any],
     progress: Progress,
     stop: threading.Event,
 ) -> None:
@@ -63,7 +64,9 @@ def measure_groups(
         except BaseException:
             halt.set()
             raise
-        return part_content(job.measure.name, job.group, _columns(job.measure, rows))
+        span = trajectory.steps[job.start], trajectory.steps[job.stop - 1]
+        columns = _columns(job.measure, rows)
+        return part_content(described, job.measure.name, job.group, span, columns)
 
     errors, halted = [], False
     with ThreadPoolExecutor(cores(), "read") as readers, ThreadPoolExecutor(cores()) as pool:

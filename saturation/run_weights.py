@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from functools import lru_cache
@@ -57,10 +57,12 @@ class WeightStream:
         trajectory: Trajectory,
         parameters: dict[str, Parameter],
         folder: RunFolder,
+        described: Mapping[str, Any],
         progress: Progress,
         stop: threading.Event,
     ) -> None:
         self.trajectory, self.parameters, self.folder = trajectory, parameters, folder
+        self.described = described
         self.progress, self.stop = progress, stop
         self.nonfinite: list[tuple[int, str, int]] = []
         self._platform = _platform()
@@ -132,7 +134,7 @@ class WeightStream:
             columns = {"array": names, "step": np.tile(steps, len(job.names))}
             columns |= {statistic: totals[statistic].ravel() for statistic in measure.statistics}
             span = int(steps[0]), int(steps[-1])
-            write_part(self.folder, measure.name, job.bundle, span, columns)
+            write_part(self.folder, self.described, measure.name, job.bundle, span, columns)
         if "nonfinite" in totals:
             for array, position in np.argwhere(totals["nonfinite"]):
                 count = int(totals["nonfinite"][array, position])

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from saturation.errors import ResultsError
+from saturation.seal import SEAL, seal_of
 
 RUN_FILE = "run.json"
 _PART = re.compile(
@@ -136,8 +137,9 @@ class RunFolder:
         return described
 
     def describe(self, described: dict[str, Any]) -> None:
-        """Write `run.json`."""
-        self.write(RUN_FILE, (json.dumps(described, indent=1) + "\n").encode())
+        """Write `run.json`, with the seal by which an edit of it is noticed."""
+        content = {**described, SEAL: seal_of(described)}
+        self.write(RUN_FILE, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def part_name(measure: str, key: str, start: int, stop: int) -> str:

@@ -39,6 +39,7 @@ FLOW = (
     ("trajectory",),
     ("audit", "constants"),
     ("measures",),
+    ("seal",),
     ("runfolder",),
     ("training",),
     ("vocabularies",),

@@ -20,6 +20,7 @@ from saturation.parts import IDENTITY, describe, part_keys, status, write_part
 from saturation.results import load_results, load_vectors
 from saturation.run import measure
 from saturation.runfolder import RunFolder
+from saturation.seal import LAYOUT
 
 STEPS = (0, 10)
 ATTENTION = "encoder/layers_0/attention"
@@ -42,6 +43,7 @@ def write_run(path: Path, name: str, without: str = "", **changes) -> str:
         "bundles": {"all": list(SHAPES)},
         "versions": {name: measure.version},
         "identity_of": IDENTITY,
+        "layout": LAYOUT,
     }
     folder.describe({key: said for key, said in (described | changes).items() if said is not None})
     spans = [(step, step) for step in STEPS] if isinstance(measure, ActivationMeasure) else [STEPS]
@@ -49,7 +51,7 @@ def write_run(path: Path, name: str, without: str = "", **changes) -> str:
         for span in spans:
             columns = part_columns(measure, span)
             columns.pop(without, None)
-            write_part(folder, name, key, tuple(span), columns)
+            write_part(folder, described, name, key, tuple(span), columns)
     return str(path)
 
 
@@ -169,3 +171,16 @@ def test_a_run_of_a_former_version_is_not_extended(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(MEASURES, "norms", later)
     with pytest.raises(ResultsError, match="numbers of two versions are not mixed"):
         measure(trajectory, ["direction"], out)
+
+
+def test_a_run_without_seals_is_read_with_one_line_and_not_extended(tmp_path: Path):
+    trajectory = open_trajectory(str(write_trajectory(tmp_path / "made", vocab=12)))
+    out = tmp_path / "run"
+    measure(trajectory, ["norms"], str(out))
+    described = json.loads((out / "run.json").read_text())
+    del described["layout"], described["seal"]
+    (out / "run.json").write_text(json.dumps(described))
+    with pytest.warns(FormerVersionWarning, match="its parts are unverified"):
+        assert len(load_results(out))
+    with pytest.raises(ResultsError, match="so that nothing can be added to it"):
+        measure(trajectory, ["direction"], str(out))
