@@ -14,6 +14,7 @@ from saturation.errors import MeasureError, ResultsError
 from saturation.plan import Shard, planned_work
 from saturation.progress import Progress
 from saturation.run_activations import ActivationSettings
+from saturation.runfolder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +22,10 @@ def trajectory(tmp_path_factory: pytest.TempPathFactory) -> saturation.Trajector
     return saturation.open_trajectory(write_trajectory(tmp_path_factory.mktemp("t") / "t"))
 
 
-def change(run: Path, **keys: object) -> None:
-    """Change keys of `run.json`; None takes one out."""
-    described = json.loads((run / "run.json").read_text()) | keys
-    kept = {key: said for key, said in described.items() if said is not None}
-    (run / "run.json").write_text(json.dumps(kept))
+def change(run: Path, **changes: object) -> None:
+    """Write `run.json` as another version might have; None takes a key away."""
+    described = json.loads((run / "run.json").read_text()) | changes
+    RunFolder(run).describe({key: said for key, said in described.items() if said is not None})
 
 
 @pytest.mark.parametrize("key", ["steps", "arrays", "bundles"])
@@ -50,7 +50,7 @@ def test_a_dry_run_refuses_what_the_run_would(trajectory, tmp_path: Path) -> Non
     saturation.measure(trajectory, ["norms"], str(tmp_path / "run"))
     arrays = json.loads((tmp_path / "run" / "run.json").read_text())["arrays"]
     fewer = dict(list(arrays.items())[1:])
-    change(tmp_path / "run", arrays=fewer)
+    change(tmp_path / "run", arrays=fewer, bundles={name: [name] for name in fewer})
     with pytest.raises(ResultsError, match=f"measured over {len(fewer)} arrays, and this command"):
         planned_work(trajectory, ["norms"], str(tmp_path / "run"), Shard())
     later = trajectory.select(trajectory.steps[1:])
