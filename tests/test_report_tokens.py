@@ -77,9 +77,10 @@ def test_it_stands_under_every_figure_of_activations(run):
     assert set(figures) >= {"saturation", "heads", "homogeneity", "smoothing", "scan"}
     for name, figure in figures.items():
         assert PLANS[name].optional
-        feet = [strip.get_supxlabel() for strip in figure.subfigs]
-        assert one_line(feet[0]) == SAID, name
-        assert feet[1:] == [""] * (len(feet) - 1), "nothing is said of a run that says nothing"
+        first, *others = figure.subfigs
+        foot = first.subfigs[-1]
+        assert [one_line(text.get_text()) for text in foot.texts] == [SAID], name
+        assert not any(strip.subfigs for strip in others), "nothing is said of a run without any"
 
 
 def test_it_stands_on_the_page_under_every_section_of_activations(run):

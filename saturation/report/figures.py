@@ -125,17 +125,19 @@ def _stacked(
 
     def stack(runs: Sequence[RunTable], fits: Fits) -> Figure:
         heights = [height(run) if callable(height) else height for run in runs]
-        heights = [
-            each + _FOOT * (on_tokens and bool(run.taken_on))
-            for each, run in zip(heights, runs, strict=True)
-        ]
-        figure = new_figure(sum(heights))
-        strips = figure.subfigures(len(runs), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for strip, run in zip(strips, runs, strict=True):
-            draw(strip, run, fits)
-            if on_tokens and run.taken_on:
-                foot = {"x": 0.01, "ha": "left", "fontsize": 8, "color": GREY}
-                strip.supxlabel(footnote(run.taken_on), **foot)
+        feet = [_FOOT * (on_tokens and bool(run.taken_on)) for run in runs]
+        whole = [each + foot for each, foot in zip(heights, feet, strict=True)]
+        figure = new_figure(sum(whole))
+        strips = figure.subfigures(len(runs), 1, squeeze=False, height_ratios=whole)[:, 0]
+        for strip, run, tall, foot in zip(strips, runs, heights, feet, strict=True):
+            if not foot:
+                draw(strip, run, fits)
+                continue
+            # A part of its own: what lies outside of the panels, such as a legend, fills the other.
+            drawn, below = strip.subfigures(2, 1, height_ratios=(tall, foot))
+            draw(drawn, run, fits)
+            place = {"ha": "left", "va": "center", "fontsize": 8, "color": GREY, "wrap": True}
+            below.text(0.01, 0.5, footnote(run.taken_on), **place)
         return figure
 
     return stack
