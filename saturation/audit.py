@@ -35,6 +35,8 @@ from saturation.trajectory import Trajectory
 # Of a large checkpoint this much is read unless `full`: the small arrays, and of the others a part.
 SAMPLE_BYTES = 256 * 1024 * 1024
 _BLOCK_BYTES = 32 * 1024 * 1024
+# More checkpoints no trajectory has.
+_MOST_EXPECTED = 1_000_000
 # Elements of each array that stand for it in distances between checkpoints.
 _ELEMENTS = 1024
 
@@ -173,7 +175,8 @@ def _missing(trajectory: Trajectory, every: int | None) -> list[Finding]:
     expected, why = expected_steps(trajectory.steps, every)
     if every is None and trajectory.expected:
         expected, why = tuple(trajectory.expected), "the trajectory's manifest lists it"
-    absent = [step for step in expected if step not in set(trajectory.steps)]
+    present = set(trajectory.steps)
+    absent = [step for step in expected if step not in present]
     return [Finding("missing", (step,), f"there is no checkpoint, and {why}") for step in absent]
 
 
@@ -188,8 +191,16 @@ def expected_steps(steps: Sequence[int], every: int | None = None) -> tuple[tupl
     (0, 100, 200, 300, 400)
     >>> expected_steps([0, 1, 2, 4, 8, 16])[0]
     ()
+
+    Raises:
+      TrajectoryError: `every` is so small that more than a million steps would be expected.
     """
     if every is not None:
+        if (count := (steps[-1] - steps[0]) // every) > _MOST_EXPECTED:
+            raise TrajectoryError(
+                f"One checkpoint every {every} steps, from {steps[0]} to {steps[-1]}, are {count}: "
+                f"give a spacing that makes at most {_MOST_EXPECTED}."
+            )
         grid = tuple(range(steps[0], steps[-1] + 1, every))
         return grid, f"there should be one every {every} steps from {steps[0]} to {steps[-1]}"
     gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
@@ -198,11 +209,11 @@ def expected_steps(steps: Sequence[int], every: int | None = None) -> tuple[tupl
         return (), ""
     counts = Counter(gaps)
     spacing = min(gaps, key=lambda gap: (-counts[gap], gap))
-    grid = tuple(range(steps[0], steps[-1] + 1, spacing))
-    present = sum(step in set(steps) for step in grid)
+    grid = range(steps[0], steps[-1] + 1, spacing)
+    present = sum(step in grid for step in steps)
     if 3 * present < 2 * len(grid):
         return (), ""
-    return grid, f"{counts[spacing]} of {len(gaps)} spacings are {spacing} steps"
+    return tuple(grid), f"{counts[spacing]} of {len(gaps)} spacings are {spacing} steps"
 
 
 def _incomplete(trajectory: Trajectory) -> list[Finding]:

@@ -18,8 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from saturation.errors import ConfigError
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+# Beyond, they are no numbers that arrays and files count with.
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Natural = Annotated[int, Field(ge=0, lt=2**63)]
+# Each is a folder.
+MOST_CHECKPOINTS = 1_000_000
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -149,6 +152,7 @@ class CheckpointConfig(Section):
             ConfigError: when more are asked for than there are, or one lies beyond the end.
         """
         if self.every is not None:
+            _refuse_many("every", steps // self.every)
             return tuple(sorted({*range(0, steps, self.every), steps}))
         if self.at is not None:
             if max(self.at, default=0) > steps:
@@ -157,9 +161,18 @@ class CheckpointConfig(Section):
         return _log_spaced(self.log_spaced or 2, steps)
 
 
+def _refuse_many(way: str, count: int) -> None:
+    if count > MOST_CHECKPOINTS:
+        raise ConfigError(
+            f"checkpoints.{way}: {count} checkpoints are asked for, and {MOST_CHECKPOINTS} are the "
+            "most that are kept."
+        )
+
+
 def _log_spaced(count: int, steps: int) -> tuple[int, ...]:
     if count > steps + 1:
         raise ConfigError(f"checkpoints.log_spaced: {count} are asked for, of {steps + 1} steps.")
+    _refuse_many("log_spaced", count)
     chosen = [0]
     for step in np.geomspace(1, steps, count - 1):
         chosen.append(max(chosen[-1] + 1, round(step)))  # early ones would round to the same

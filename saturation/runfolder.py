@@ -9,9 +9,11 @@ of batch tasks write into one folder, and two that write the same part do no har
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +68,7 @@ class RunFolder:
         try:
             if self._remote is not None:
                 return _asked(lambda: self._remote.cat_file(f"{self._root}/{name}"))
-            return (Path(self.path) / name).read_bytes()
+            return read_regular(Path(self.path) / name)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -164,6 +166,17 @@ def escape(key: str) -> str:
 def unescape(segment: str) -> str:
     """Return the array name that `escape` turned into `segment`."""
     return segment.replace("+", "/").replace("%2B", "+").replace("%25", "%")
+
+
+def read_regular(path: Path) -> bytes:
+    """Return a file's bytes; a pipe, whose opening waits for a writer, or a device is never opened.
+
+    Raises:
+      OSError: it is missing, or no regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return path.read_bytes()
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -37,6 +37,8 @@ def blocks(
     blocks shared would have to be unpacked for both. They are as alike as that allows: a call costs
     the same for a short rest.
     """
+    if not math.prod(shape):  # nothing to cut, however long the other axes are
+        return [tuple(slice(0, size) for size in shape)]
     row = itemsize * math.prod(shape) // max(shape[axis], 1)
     most = max(limit // max(row, 1) // multiple, 1)
     units = -(-shape[axis] // multiple)

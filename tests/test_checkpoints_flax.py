@@ -138,7 +138,7 @@ def leaf(shape: tuple[int, ...], dtype: str, data: bytes) -> msgpack.ExtType:
     [
         ({"w": leaf((4, 4), "float32", bytes(60))}, "shape \\(4, 4\\) and type float32 has 60"),
         ({"w": leaf((2**40,), "float32", bytes(8))}, "has 8 bytes"),
-        ({"w": leaf((-1,), "float32", b"")}, "no shape of sizes"),
+        ({"w": leaf((-1,), "float32", b"")}, "'shape' is \\[-1\\], and a list of"),
         (
             {"w": leaf((1,), "object", bytes(8))},
             "'w' is a weight and cannot be read: the type 'object'",

@@ -13,13 +13,11 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from saturation.checkpoints import bounds
 from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError, SaturationError
 
 Box = tuple[slice, ...]
-
-# Longer names are no module's, and matching patterns against them could take for ever.
-LONGEST_NAME = 1000
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # The formats' own spellings differ; these are the types that weights and their companions have.
@@ -120,7 +118,7 @@ class UnreadArray(DiskArray):
 
     def __init__(self, where: str, shape: tuple[int, ...], reason: str):
         # Its elements have no type here, so that it can never be taken for a weight.
-        self.shape, self.dtype = shape, np.dtype(np.void)
+        self.shape, self.dtype = bounds.array_shape(where, shape, 1), np.dtype(np.void)
         self._where, self.reason = where, reason
 
     def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:  # noqa: D102
@@ -153,7 +151,8 @@ class FileArray(DiskArray):
     def __init__(
         self, folder: Folder, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
     ):
-        self.shape, self.dtype = shape, dtype
+        self.shape = bounds.array_shape(folder.where(name), shape, dtype.itemsize)
+        self.dtype = dtype
         self._folder, self._name, self._offset = folder.owner(name), name, offset
         end = offset + self.nbytes
         if offset < 0 or end > folder.size(name):
@@ -405,16 +404,6 @@ class Source:
         return tuple(
             slice(taken[axis], taken[axis] + 1) if axis in taken else next(rest)
             for axis in range(rank)
-        )
-
-
-def refuse_long_names(names: Iterable[str], where: str) -> None:
-    """Raise `CheckpointFormatError` where a name is longer than any module's."""
-    longest = max(map(len, names), default=0)
-    if longest > LONGEST_NAME:
-        raise CheckpointFormatError(
-            f"{where}: an array has a name of {longest} characters, and {LONGEST_NAME} are the "
-            "most that is read here. The checkpoint is damaged or hostile."
         )
 
 

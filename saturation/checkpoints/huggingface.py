@@ -6,15 +6,14 @@ twice because the model ties them are one parameter and are counted once.
 
 from __future__ import annotations
 
-import json
+import posixpath
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from saturation.checkpoints import names
-from saturation.checkpoints.base import Checkpoint, DiskArray, LeftOut, Source, refuse_long_names
-from saturation.checkpoints.json_cost import refuse_heavy_json
+from saturation.checkpoints import bounds, names
+from saturation.checkpoints.base import Checkpoint, DiskArray, LeftOut, Source
 from saturation.checkpoints.safetensors import is_safetensors, read_header
 from saturation.checkpoints.sift import refuse_adapter_file, sift
 from saturation.checkpoints.storage import Folder
@@ -37,7 +36,6 @@ LOOKS_FOR = (
 _CONFIG = "config.json"
 _ADAPTER = "adapter_config.json"
 _ADAPTER_FILE = re.compile(r"adapter_model\.|adapters?\.safetensors$|pytorch_lora_weights\.")
-_LARGEST_JSON = 16 * 1024 * 1024
 _T5_TYPES = ("t5", "mt5", "umt5")
 # T5 always uses `shared` for these; whether for the output head too is `tie_word_embeddings`.
 _TIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
@@ -75,7 +73,7 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     found, files = _arrays(folder)
     if not found:
         raise _no_arrays(folder)
-    refuse_long_names(found, folder.path)
+    bounds.refuse_names(found, folder.path)
     arrays, left_out = sift(found, folder.path, config)
     left_out += _others(folder, files)
     return _named(_Stored(folder, step, config, found, files, tuple(left_out)), arrays)
@@ -245,6 +243,10 @@ def weight_map(folder: Folder, index: str) -> dict[str, str]:
     placed = _json(folder, index).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(f, str) for f in placed.values()):
         raise CheckpointFormatError(f"{folder.where(index)} is damaged: it has no 'weight_map'.")
+    if odd := next((name for name in placed.values() if name != posixpath.normpath(name)), None):
+        raise CheckpointFormatError(
+            f"{folder.where(index)} is damaged: {bounds.shown(odd)} is no plain name of a shard."
+        )
     absent = [name for name in sorted(set(placed.values())) if not folder.exists(name)]
     if absent:
         stem = index.split(".")[0]
@@ -291,15 +293,10 @@ def _with_shared(arrays: Mapping[str, DiskArray]) -> dict[str, DiskArray]:
 
 
 def _json(folder: Folder, name: str) -> dict[str, Any]:
-    if folder.size(name) > _LARGEST_JSON:
+    if folder.size(name) > bounds.LARGEST_JSON:
         raise CheckpointFormatError(f"{folder.where(name)} is too large to be what it is called.")
     folder.head(name, 256)
-    text = folder.read(name)
-    refuse_heavy_json(folder.where(name), text)
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointFormatError(f"{folder.where(name)} is damaged: it is no JSON.") from error
+    found = bounds.parse_json(folder.where(name), folder.read(name))
     if not isinstance(found, dict):
         raise CheckpointFormatError(f"{folder.where(name)} is damaged: it is no JSON object.")
     return found

@@ -13,6 +13,7 @@ import math
 import struct
 from typing import Any
 
+from saturation.checkpoints import bounds
 from saturation.checkpoints.base import DTYPES, DiskArray, FileArray, UnreadArray
 from saturation.checkpoints.pieces import JoinedArray
 from saturation.checkpoints.storage import Folder
@@ -24,7 +25,6 @@ _MAX_DEPTH = 64
 # Several times what the largest T5 has with its optimizer, and a hundredth of what memory holds.
 _MAX_NODES = 100_000
 _MAX_TEXT = 1024 * 1024
-_MAX_RANK = 32
 
 # First byte -> (struct format of the length that follows, what it is the length of).
 _LENGTHS = {
@@ -175,7 +175,7 @@ class _Walk:
         for _ in range(count):
             key = self.value(depth + 1)
             if isinstance(key, (dict, list, DiskArray)) or key in found:
-                raise self.error(f"the key {key!r} is not a name or stands twice")
+                raise self.error(f"the key {bounds.shown(key)} is not a name or stands twice")
             found[key] = self.value(depth + 1)
         return self._joined(found) if _CHUNKED in found else found
 
@@ -184,18 +184,18 @@ class _Walk:
         shape, chunks = parts.get("shape"), parts.get("chunks")
         if not isinstance(shape, dict) or not isinstance(chunks, dict) or not chunks:
             raise self.error("a chunked array has no shape or no chunks")
+        where = self._folder.where(self._name)
         found = [shape.get(str(axis)) for axis in range(len(shape))]
-        sizes = tuple(size for size in found if type(size) is int and size >= 0)
+        sizes = bounds.sizes(where, "shape", found)
         pieces = [chunks.get(str(place)) for place in range(len(chunks))]
         flat = [p for p in pieces if isinstance(p, FileArray) and len(p.shape) == 1]
         if (
-            len(sizes) != len(found)
-            or len(flat) != len(pieces)
+            len(flat) != len(pieces)
             or len({piece.dtype for piece in flat}) != 1
             or sum(piece.shape[0] for piece in flat) != math.prod(sizes)
         ):
-            raise self.error(f"the chunks of an array of shape {found} do not make it up")
-        return JoinedArray(sizes, flat)
+            raise self.error(f"the chunks of an array of shape {sizes} do not make it up")
+        return JoinedArray(bounds.array_shape(where, sizes, flat[0].dtype.itemsize), flat)
 
     def _extension(self, count: int) -> Any:
         kind = self.take(1)[0]
@@ -215,20 +215,25 @@ class _Walk:
         if self.header() != ("list", 3):
             raise self.error("an array is not (shape, type, bytes)")
         kind, rank = self.header()
-        if kind != "list" or rank > _MAX_RANK:
+        if kind != "list" or rank > bounds.MAX_RANK:
             raise self.error("an array has no shape")
         shape = tuple(self.header() for _ in range(rank))
         kind, length = self.header()
         named = self._text(kind, length) if kind == "text" else None
-        if not isinstance(named, str) or any(
-            kind != "scalar" or type(n) is not int or n < 0 for kind, n in shape
-        ):
-            raise self.error(f"an array has no shape of sizes or no type: {shape}, {named!r:.200}")
-        sizes, dtype = tuple(int(n) for _, n in shape), DTYPES.get(named)
+        if not isinstance(named, str) or any(kind != "scalar" for kind, _ in shape):
+            raise self.error(
+                f"an array has no shape of sizes or no type: {bounds.shown(shape)}, "
+                f"{bounds.shown(named)}"
+            )
+        sizes = bounds.sizes(self._folder.where(self._name), "shape", [n for _, n in shape])
+        dtype = DTYPES.get(named)
         kind, length = self.header()
         if dtype is None and kind == "bytes" and length <= self.size - self.position:
             self.position += length
-            where, reason = self._folder.where(self._name), f"the type {named!r:.200} is not read"
+            where, reason = (
+                self._folder.where(self._name),
+                f"the type {bounds.shown(named)} is not read",
+            )
             return UnreadArray(where, sizes, f"{reason} here")
         if dtype is None or kind != "bytes" or length != math.prod(sizes) * dtype.itemsize:
             raise self.error(f"an array of shape {sizes} and type {dtype} has {length} bytes")

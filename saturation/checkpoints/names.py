@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 
-from saturation.checkpoints.base import DiskArray, Source, refuse_long_names
+from saturation.checkpoints.base import DiskArray, Source
+from saturation.checkpoints.bounds import refuse_names
 from saturation.checkpoints.kernels import with_fan_in
 from saturation.checkpoints.torch_names import one_each
 from saturation.errors import CheckpointFormatError
@@ -211,6 +212,7 @@ def mesh_tensorflow(arrays: Mapping[str, DiskArray], where: str) -> dict[str, So
     Raises:
       CheckpointFormatError: some names are T5's and others are not.
     """
+    refuse_names(arrays, where)
     weights = [name for name, a in arrays.items() if a.is_weight and not _SLOT.search(name)]
     spelled = _mesh_spelling(weights)
     named = {name: translate(spelled[name], _MESH, _T5X) for name in weights}
@@ -262,7 +264,7 @@ def t5x(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:
     Raises:
       CheckpointFormatError: two arrays are one parameter, or stacked layers do not agree.
     """
-    refuse_long_names(arrays, where)
+    refuse_names(arrays, where)
     sources: dict[str, Source] = {}
     weights = {name: array for name, array in arrays.items() if array.is_weight}
     axes = {tower: _layer_axis(weights, tower, where) for tower in ("encoder", "decoder")}

@@ -12,6 +12,8 @@ from saturation.checkpoints.zarr import Fetch
 from saturation.errors import CheckpointFormatError
 
 MANIFEST = "manifest.ocdbt"
+# A store of a few kilobytes can describe a tree of keys without end.
+_LIST_SECONDS = 15
 _CACHE_BYTES = 4 * 2**20  # for the nodes of the tree that leads to the values
 
 
@@ -39,13 +41,14 @@ class Store:
         self._opened = time.time()
         self._place: dict[str, Any] = {}
         for part in parts:
+            part.refuse_special()
             spec = {
                 "driver": "ocdbt",
                 "base": part.kvstore(),
                 "context": {"cache_pool": {"total_bytes_limit": _CACHE_BYTES}},
             }
             store = self._call(lambda spec=spec: ts.KvStore.open(spec).result())
-            for key in self._call(lambda store=store: store.list().result()):
+            for key in self._call(lambda store=store: store.list().result(_LIST_SECONDS)):
                 self._place.setdefault(key.decode(errors="replace"), store)
         self.keys = frozenset(self._place)
 
@@ -63,6 +66,11 @@ class Store:
     def _call(self, action):
         try:
             return action()
+        except TimeoutError as error:
+            raise CheckpointFormatError(
+                f"{self._where}: Orbax's store (OCDBT) does not end: its keys were not listed "
+                f"within {_LIST_SECONDS} s."
+            ) from error
         except (ValueError, OSError, RuntimeError, KeyError, NotImplementedError) as error:
             reason = redacted(str(error)).split(" [")[0].splitlines()[0]
             raise CheckpointFormatError(

@@ -8,14 +8,13 @@ there is also a msgpack file `checkpoint` whose leaves are small arrays or
 from __future__ import annotations
 
 import itertools
-import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from saturation.checkpoints import msgpack_index, zarr, zarr3
+from saturation.checkpoints import bounds, msgpack_index, zarr, zarr3
 from saturation.checkpoints.base import DiskArray, UnreadArray
-from saturation.checkpoints.json_cost import refuse_heavy_json
 from saturation.checkpoints.lazy import cached_property
 from saturation.checkpoints.ocdbt import MANIFEST, Store
 from saturation.checkpoints.storage import Folder
@@ -30,7 +29,6 @@ Keys = tuple[str, ...]
 _METADATA = "_METADATA"
 _INDEX = "checkpoint"
 _PLACEHOLDER = "PLACEHOLDER://"
-_LARGEST_METADATA = 16 * 1024 * 1024
 _PROCESS = re.compile(r"ocdbt\.process_\d+")
 # T5X's arrays, under `target`, are a checkpoint only with the index beside them.
 _ARRAY = re.compile(r"(params|model)\..+")
@@ -69,6 +67,11 @@ class Tree:
             else:
                 listed.pop(keys, None)
         known = set(listed.values())
+        if len(known) < len(listed):
+            twice = Counter(listed.values()).most_common(1)[0][0]
+            raise CheckpointFormatError(
+                f"{self.folder.path}: two leaves of its tree point at {bounds.shown(twice)}."
+            )
         for name in self._stored:
             if name not in known:
                 listed[tuple(name.split("."))] = name
@@ -152,13 +155,11 @@ class Tree:
         """What `_METADATA` says, empty where there is none."""
         if _METADATA not in self.folder.files:
             return {}
+        if self.folder.size(_METADATA) > bounds.LARGEST_JSON:
+            raise self._damaged()
         try:
-            if self.folder.size(_METADATA) > _LARGEST_METADATA:
-                raise ValueError("too large")
-            text = self.folder.read(_METADATA)
-            refuse_heavy_json(self.folder.where(_METADATA), text)
-            described = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            described = bounds.parse_json(self.folder.where(_METADATA), self.folder.read(_METADATA))
+        except CheckpointFormatError as error:
             raise self._damaged() from error
         if not isinstance(described, dict):
             raise self._damaged()
@@ -169,17 +170,25 @@ class Tree:
         """Path of each leaf that `_METADATA` says is an array, and a device's piece's shape."""
         if not self._metadata:
             return {}
+        found: dict[Keys, Sequence[int] | None] = {}
         try:
-            return {
-                tuple(str(part["key"]) for part in leaf["key_metadata"]): _shape(
-                    leaf["value_metadata"].get("write_shape")
-                )
-                for leaf in self._metadata["tree_metadata"].values()
-                if not leaf["value_metadata"].get("skip_deserialize")
-                and leaf["value_metadata"].get("value_type") in ("jax.Array", "np.ndarray")
-            }
+            for leaf in self._metadata["tree_metadata"].values():
+                keys = tuple(str(part["key"]) for part in leaf["key_metadata"])
+                said = leaf["value_metadata"]
+                if said.get("skip_deserialize"):
+                    continue
+                if said.get("value_type") not in ("jax.Array", "np.ndarray"):
+                    continue
+                if not keys or keys in found:
+                    raise self._damaged()
+                found[keys] = self._written(said.get("write_shape"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged() from error
+        return found
+
+    def _written(self, shape: Any) -> tuple[int, ...] | None:
+        where = self.folder.where(_METADATA)
+        return None if shape is None else bounds.sizes(where, "write_shape", shape)
 
     def _damaged(self) -> CheckpointFormatError:
         return CheckpointFormatError(
@@ -208,10 +217,6 @@ def _is_piece(piece: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     return len(piece) == len(shape) and all(
         part <= size for part, size in zip(piece, shape, strict=True)
     )
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return None if value is None else tuple(int(size) for size in value)
 
 
 def _flat(node: object, path: Keys) -> Iterable[tuple[Keys, object]]:

@@ -5,7 +5,6 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -13,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from saturation.checkpoints import bounds
 from saturation.checkpoints.base import DTYPES, DiskArray, FileArray, UnreadArray
-from saturation.checkpoints.json_cost import refuse_heavy_json
 from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
 
-_LARGEST_HEADER = 16 * 1024 * 1024
 _DTYPES = MappingProxyType(
     {
         "BF16": DTYPES["bfloat16"],
@@ -51,7 +49,7 @@ def read_header(folder: Folder, name: str) -> dict[str, DiskArray]:
         raise CheckpointFormatError(f"{where} is truncated: it has {len(head)} bytes.")
     length = struct.unpack("<Q", head[:8])[0]
     start = 8 + length
-    if length > _LARGEST_HEADER or start > folder.size(name):
+    if length > bounds.LARGEST_JSON or start > folder.size(name):
         raise CheckpointFormatError(
             f"{where} is truncated or no safetensors file: its header is said to have {length} "
             f"bytes and the file has {folder.size(name)}."
@@ -64,7 +62,7 @@ def read_header(folder: Folder, name: str) -> dict[str, DiskArray]:
             raise CheckpointFormatError(f"{where}: the array {key!r} overlaps the one before it.")
         end = start + stop
         if dtype is None:
-            reason = f"the type {entry.get('dtype')!r:.200} is not read here"
+            reason = f"the type {bounds.shown(entry['dtype'])} is not read here"
             arrays[key] = UnreadArray(f"{where}: {key!r}", shape, reason)
             continue
         array = FileArray(folder, name, start + begin, shape, dtype)
@@ -78,20 +76,20 @@ def read_header(folder: Folder, name: str) -> dict[str, DiskArray]:
 
 
 def _entries(where: str, header: bytes) -> list[tuple[str, dict[str, Any]]]:
-    refuse_heavy_json(where, header)
-    try:
-        pairs = json.loads(header, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointFormatError(f"{where}: its header is damaged: {error}.") from error
+    pairs = bounds.parse_json(f"{where}: its header", header, object_pairs_hook=_no_duplicates)
     if not isinstance(pairs, dict) or not all(isinstance(entry, dict) for entry in pairs.values()):
         raise CheckpointFormatError(f"{where}: its header is damaged: it names no arrays.")
     entries = [(key, entry) for key, entry in pairs.items() if key != "__metadata__"]
+    bounds.refuse_names((key for key, _ in entries), where)
     for key, entry in entries:
         offsets = entry.get("data_offsets")
-        if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        good = isinstance(offsets, list) and len(offsets) == 2
+        if not good or any(type(place) is not int for place in offsets):
+            good = False
+        if not good or not 0 <= offsets[0] <= offsets[1] < bounds.TOO_LARGE:
             raise CheckpointFormatError(
-                f"{where}: the array {key!r} has the offsets {offsets!r} and two bytes' places "
-                "were expected."
+                f"{where}: the array {key!r} has the offsets {bounds.shown(offsets)} and two "
+                "bytes' places were expected."
             )
     return entries
 
@@ -112,14 +110,11 @@ def _described(
     where: str, key: str, entry: Mapping[str, Any]
 ) -> tuple[np.dtype | None, tuple[int, ...], int, int]:
     """Return an array's type (None where it is not read here), shape, first byte and end."""
-    dtype, shape = entry.get("dtype"), entry.get("shape", ())
-    if not isinstance(dtype, str) or not _are_sizes(shape):
+    dtype = entry.get("dtype")
+    if not isinstance(dtype, str):
         raise CheckpointFormatError(
-            f"{where}: the array {key!r} has type {dtype!r} and shape {shape!r}, which are none."
+            f"{where}: the array {key!r} has type {bounds.shown(dtype)}, which is none."
         )
+    shape = bounds.sizes(f"{where}: the array {key!r}", "shape", entry.get("shape"))
     begin, end = entry["data_offsets"]
-    return _DTYPES.get(dtype), tuple(shape), begin, end
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
+    return _DTYPES.get(dtype), shape, begin, end

@@ -25,6 +25,7 @@ from saturation.errors import CheckpointFormatError
 _LFS = b"version https://git-lfs"
 # What a format needs of a file's beginning to know its own kind.
 _HEAD = 128
+_LONGEST_PATH = 4096
 
 
 class Folder(ABC):
@@ -182,6 +183,12 @@ class Folder(ABC):
         # TensorStore takes no path that begins with "..".
         return {"driver": "file", "path": f"{os.path.abspath(self.path)}/"}
 
+    def refuse_special(self) -> None:  # noqa: B027 (only a disk has such)
+        """Raise `CheckpointFormatError` where a pipe, socket or device lies below.
+
+        Opened by a library, it would block for ever.
+        """
+
     def refuse_pointer(self, name: str, data: bytes) -> None:
         """Raise `CheckpointFormatError` where `data`, the start of a file, is a Git-LFS pointer."""
         if data.startswith(_LFS):
@@ -209,8 +216,9 @@ class Folder(ABC):
         inside = _normal(name)
         if inside is None:
             raise CheckpointFormatError(
-                f"{self.path}: the name {name!r}, found in the checkpoint, leads out of the "
-                "checkpoint's folder and is refused. The checkpoint is damaged or hostile."
+                f"{self.path}: the name {ascii(name)[:200]}, found in the checkpoint, is none or "
+                "leads out of the checkpoint's folder and is refused. The checkpoint is damaged or "
+                "hostile."
             )
         return inside
 
@@ -227,6 +235,8 @@ def _normal(name: str) -> str | None:
     """Return a name as a path below a folder, or None where it leads out of it or is no name."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        return None
+    if len(name) > _LONGEST_PATH or any("\ud800" <= letter <= "\udfff" for letter in name):
         return None
     return "/".join(parts)
 
@@ -272,6 +282,24 @@ class LocalFolder(Folder):
         self._unwatched = True
         return super().kvstore()
 
+    def refuse_special(self) -> None:  # noqa: D102
+        seen: set[str] = set()
+        below = [self.path]
+        while below:
+            place = below.pop()
+            if (real := os.path.realpath(place)) in seen:  # links may go in circles
+                continue
+            seen.add(real)
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        below.append(entry.path)
+                    elif not entry.is_file() and os.path.exists(entry.path):
+                        raise CheckpointFormatError(
+                            f"{entry.path} is a pipe, a socket or a device, and no file of a "
+                            "checkpoint. Remove it, and copy the checkpoint again."
+                        )
+
     def _children(self) -> Mapping[str, bool]:
         try:
             with os.scandir(self.path) as entries:
@@ -304,14 +332,11 @@ class LocalFolder(Folder):
         return LocalFolder(os.path.join(self.path, name), self._stamps)
 
     def _size(self, name: str) -> int:
-        found = os.stat(os.path.join(self.path, name))
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        return found.st_size
+        return _regular(os.path.join(self.path, name)).st_size
 
     def _read(self, name: str, start: int, stop: int) -> bytes:
         # In one piece and without a copy, as nearly all is; else as any folder does.
-        descriptor = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _opened(os.path.join(self.path, name))
         try:
             data = os.pread(descriptor, stop - start, start)
             if len(data) == stop - start:
@@ -324,7 +349,7 @@ class LocalFolder(Folder):
     def read_blocks(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:  # noqa: D102
         # Many small ones: opening the file for each would cost more than reading.
         try:
-            descriptor = os.open(os.path.join(self.path, self._inside(name)), os.O_RDONLY)
+            descriptor = _opened(os.path.join(self.path, self._inside(name)))
         except OSError as error:
             raise self._unreadable(name, error) from error
         try:
@@ -341,7 +366,7 @@ class LocalFolder(Folder):
     def _read_into(self, name: str, start: int, buffer: memoryview) -> int:
         # preadv lets go of the interpreter lock, keeps no file position that threads could share,
         # and writes straight into the caller's memory.
-        descriptor = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _opened(os.path.join(self.path, name))
         try:
             done = 0
             while done < len(buffer):
@@ -355,6 +380,24 @@ class LocalFolder(Folder):
             return done
         finally:
             os.close(descriptor)
+
+
+def _regular(path: str) -> os.stat_result:
+    """Return what is known of a regular file.
+
+    Raises:
+      OSError: it is missing, or a folder, pipe, socket or device.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return found
+
+
+def _opened(path: str) -> int:
+    """Open a file for reading, and nothing but a file: opening a pipe waits for its writer."""
+    _regular(path)
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 class Selection(Folder):
@@ -401,6 +444,9 @@ class Selection(Folder):
 
     def kvstore(self) -> dict[str, Any]:  # noqa: D102
         return self._folder.kvstore()
+
+    def refuse_special(self) -> None:  # noqa: D102
+        self._folder.refuse_special()
 
     def _sees(self, name: str) -> bool:
         return self._inside(name).split("/")[0] in self._seen

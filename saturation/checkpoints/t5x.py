@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from saturation.checkpoints import msgpack_index, names
+from saturation.checkpoints import bounds, msgpack_index, names
 from saturation.checkpoints.base import BFLOAT16, DTYPES, Checkpoint, DiskArray, LeftOut
 from saturation.checkpoints.sift import sift
 from saturation.checkpoints.storage import Folder
@@ -43,12 +43,12 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     if not isinstance(optimizer, dict) or type(version) is not int or version < _OLDEST_VERSION:
         raise CheckpointFormatError(
             f"{where}: a T5X checkpoint of version {_OLDEST_VERSION} or later, with an 'optimizer' "
-            f"in it, was expected; this one says version {version!r}."
+            f"in it, was expected; this one says version {bounds.shown(version)}."
         )
-    arrays = dict(_leaves(folder, optimizer.get("target"), ()))
+    arrays = dict(_leaves(folder, optimizer.get("target"), (), set()))
     if not arrays:
         # Where files are missing too, that is the error to report.
-        dict(_leaves(folder, optimizer.get("state"), ()))
+        dict(_leaves(folder, optimizer.get("state"), (), set()))
         raise CheckpointFormatError(f"{where}: its 'target' holds no parameters.")
     weights, left_out = sift(arrays, where)
     left_out += [LeftOut(key, "outside 'target'") for key in optimizer if key != "target"]
@@ -87,26 +87,33 @@ def _index_name(folder: Folder) -> str | None:
     return None
 
 
-def _leaves(folder: Folder, node: object, path: tuple[str, ...]) -> Iterator[tuple[str, DiskArray]]:
-    """Yield (name, array) for every leaf of a msgpack tree."""
+def _leaves(
+    folder: Folder, node: object, path: tuple[str, ...], places: set[str]
+) -> Iterator[tuple[str, DiskArray]]:
+    """Yield (name, array) for every leaf of a msgpack tree; `places` are those read so far."""
     if isinstance(node, DiskArray):
         yield "/".join(path), as_bfloat16(node)
     elif isinstance(node, dict) and isinstance(node.get("driver"), str):
-        yield "/".join(path), as_bfloat16(_open_spec(folder, node, "/".join(path)))
+        yield "/".join(path), as_bfloat16(_open_spec(folder, node, "/".join(path), places))
     elif isinstance(node, dict):
         for key, value in node.items():
-            yield from _leaves(folder, value, (*path, str(key)))
+            yield from _leaves(folder, value, (*path, str(key)), places)
 
 
-def _open_spec(folder: Folder, spec: Mapping[str, Any], name: str) -> DiskArray:
+def _open_spec(folder: Folder, spec: Mapping[str, Any], name: str, places: set[str]) -> DiskArray:
     """Open the array a TensorStore spec points at, beside the index whatever its driver says."""
     kvstore = spec.get("kvstore")
     inner = kvstore.get("path") if isinstance(kvstore, dict) else None
     path = inner if isinstance(inner, str) else spec.get("path")
     if spec["driver"] != "zarr" or not isinstance(path, str) or not path.strip("/"):
         raise CheckpointFormatError(
-            f"{folder.path}: the leaf {name!r} points at no zarr array: {dict(spec)!r:.200}."
+            f"{folder.path}: the leaf {name!r} points at no zarr array: {bounds.shown(dict(spec))}."
         )
+    if path.strip("/") in places:
+        raise CheckpointFormatError(
+            f"{folder.path}: two leaves, of which one is {name!r}, point at {bounds.shown(path)}."
+        )
+    places.add(path.strip("/"))
     place = folder.child(path.removesuffix("/"))
     array = ZarrArray(place.path, folder_fetch(place))
     metadata = spec.get("metadata")
@@ -114,6 +121,6 @@ def _open_spec(folder: Folder, spec: Mapping[str, Any], name: str) -> DiskArray:
     if isinstance(shape, list) and tuple(shape) != array.shape:
         raise CheckpointFormatError(
             f"{place.where('.zarray')} says shape {array.shape} and the checkpoint's index says "
-            f"{tuple(shape)}."
+            f"{bounds.shown(tuple(shape))}."
         )
     return array

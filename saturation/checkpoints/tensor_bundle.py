@@ -12,12 +12,12 @@ import itertools
 import struct
 import threading
 from collections.abc import Iterator
-from typing import cast
 
 import numpy as np
-from awscrt.checksums import crc32c
 
+from saturation.checkpoints import bounds
 from saturation.checkpoints.base import DTYPES, Box, DiskArray, FileArray, box_shape
+from saturation.checkpoints.checksum import crc32c
 from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
 
@@ -25,10 +25,8 @@ _FOOTER = 48
 _MASK_DELTA = 0xA282EAD8
 _MAGIC = 0xDB4775248B80FB57
 _LARGEST_INDEX = 64 * 1024 * 1024
-_MAX_RANK = 32
 # Keys share beginnings with the one before, so that a small table could unfold into a huge one.
 _MAX_ENTRIES = 50_000
-_LONGEST_KEY = 1000
 # The numbers that types.proto gives to the types read here.
 _DTYPES = {
     1: "float32",
@@ -74,8 +72,7 @@ class BundleArray(DiskArray):
                 self._rows_so_far = self._checksum_so_far = 0
             if start != self._rows_so_far:
                 return
-            # Annotated as bytes, it takes any buffer, and lets go of the interpreter lock.
-            self._checksum_so_far = crc32c(cast(bytes, data), self._checksum_so_far)
+            self._checksum_so_far = crc32c(data, self._checksum_so_far)
             self._rows_so_far = stop
             found, whole = self._checksum_so_far, stop == (self.shape[0] if self.shape else 1)
         if whole and found != self._checksum:
@@ -130,7 +127,7 @@ def _arrays(
             continue
         if 7 in entry:
             raise _Damaged(f"{name!r} is stored in slices, which are not read here")
-        shape = _shape(entry.get(2, b""))
+        shape = bounds.sizes(folder.where(f"{prefix}.index"), "shape", _shape(entry.get(2, b"")))
         shard = f"{prefix}.data-{_number(entry.get(3)):05d}-of-{shards:05d}"
         stored = FileArray(folder, shard, _number(entry.get(4)), shape, DTYPES[dtype])
         if stored.nbytes != _number(entry.get(5)):
@@ -181,7 +178,7 @@ def _block(data: bytes, start: int, size: int) -> Iterator[tuple[bytes, bytes]]:
         length, at = _varint(data, at)
         if shared > len(key) or at + fresh + length > stop:
             raise _Damaged(f"an entry at {at} reaches out of its block")
-        if shared + fresh > _LONGEST_KEY:
+        if shared + fresh > bounds.LONGEST_NAME:
             raise _Damaged(f"an entry at {at} has a name of {shared + fresh} bytes")
         key = key[:shared] + data[at : at + fresh]
         yield key, data[at + fresh : at + fresh + length]
@@ -230,14 +227,11 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _shape(data: int | bytes) -> tuple[int, ...]:
-    sizes = tuple(
+    return tuple(
         _number(dict(_fields(_text(dimension))).get(1))
         for number, dimension in _fields(_text(data))
         if number == 2
     )
-    if len(sizes) > _MAX_RANK or any(size >= 2**62 for size in sizes):
-        raise _Damaged(f"an array has the shape {sizes}")
-    return sizes
 
 
 def _number(value: int | bytes | None) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from saturation.checkpoints import bounds
 from saturation.checkpoints.archive import Archive, Refused
 from saturation.checkpoints.base import DTYPES, DiskArray, UnreadArray
 from saturation.checkpoints.pieces import StridedArray
@@ -29,9 +30,10 @@ _OLD = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _LARGEST_PICKLE = 64 * 1024 * 1024
 # Each may make an object of 64 bytes.
 _MAX_OPERATIONS = 1_500_000
-_MAX_RANK = 32
-# A tensor that repeats its elements may have so many bytes, or as many as the file.
+# A tensor that repeats its elements may have so many bytes, or as many as the file, and all tensors
+# together so many times that: of one storage there can be any number.
 _LARGEST_REPEATED = 64 * 1024 * 1024
+_MOST_TIMES = 16
 
 _STORAGES = {
     f"torch {kind}Storage": DTYPES[dtype]
@@ -156,17 +158,24 @@ class _Storages:
         self._archive, self._prefix, self._where = archive, prefix, where
         self._most = max(file_size, _LARGEST_REPEATED)
         self._tensors: dict[_Tensor, DiskArray] = {}
+        self._so_far = 0
 
     def tensor(self, tensor: _Tensor) -> DiskArray:
         if tensor not in self._tensors:
-            self._tensors[tensor] = self._open(tensor)
+            array = self._tensors[tensor] = self._open(tensor)
+            self._so_far += array.nbytes
+            if self._so_far > _MOST_TIMES * self._most:
+                raise Refused(f"its tensors together are more than {_MOST_TIMES} such files")
         return self._tensors[tensor]
 
     def unread(self, name: str, reason: str) -> DiskArray:
         return UnreadArray(f"{self._where}: {name!r}", (), reason)
 
     def _open(self, tensor: _Tensor) -> DiskArray:
-        storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
+        storage = tensor.storage
+        shape = bounds.array_shape(self._where, tensor.shape, storage.dtype.itemsize)
+        # Of one position, none follows: the stride of such an axis may be anything.
+        strides = tuple(0 if n == 1 else s for n, s in zip(shape, tensor.strides, strict=True))
         dtype, member = storage.dtype, f"{self._prefix}{storage.key}"
         size = storage.count * dtype.itemsize
         if (self._archive.size(member) or 0) < size or self._archive.size(member) is None:
@@ -351,8 +360,8 @@ def _made(name: str | None, arguments: Any) -> Any:
 
 def _checked(tensor: _Tensor) -> _Tensor:
     sizes = (tensor.offset, *tensor.shape, *tensor.strides)
-    fits = len(tensor.shape) == len(tensor.strides) <= _MAX_RANK
-    if not fits or any(type(size) is not int or not 0 <= size < 2**62 for size in sizes):
+    fits = len(tensor.shape) == len(tensor.strides) <= bounds.MAX_RANK
+    if not fits or any(type(n) is not int or not 0 <= n < bounds.TOO_LARGE for n in sizes):
         raise Refused("a tensor has a shape or strides that are no sizes")
     return tensor
 

@@ -7,9 +7,9 @@ names it: a file was lost, and zeros would be measured as weights. But where the
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
+import struct
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable
@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from saturation.checkpoints import blosc
+from saturation.checkpoints import bounds
 from saturation.checkpoints.base import DTYPES, Box, DiskArray, box_shape
-from saturation.checkpoints.json_cost import refuse_heavy_json
 from saturation.errors import CheckpointFormatError, UnreadTypeError
 
 try:
@@ -35,10 +34,9 @@ Fetch = Callable[[str], bytes | None]
 # The most that one byte can decompress to: deflate's limit, and a zstd block (128 KiB) from the
 # 4 bytes that can encode it. A declared size beyond that is a lie, told before memory is spent.
 _EXPANSION = {"gzip": 1100, "zlib": 1100, "zstd": 40_000, "blosc": 40_000}
-_MAX_RANK = 16
-# Nothing on disk vouches for the size of an array that was not written, so that it must be small.
-_LARGEST_ELIDED = 128 * 1024 * 1024
 _GZIP = b"\x1f\x8b"
+# The sizes in the header of a blosc container: of what it holds, of a block, of itself.
+_BLOSC = struct.Struct("<4x3I")
 
 
 class ChunkedArray(DiskArray):
@@ -54,24 +52,21 @@ class ChunkedArray(DiskArray):
     def __init__(
         self, where: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype
     ):
-        if len(chunks) != len(shape):
-            raise CheckpointFormatError(
-                f"{where}: its description is damaged: shape {shape} and chunks {chunks} do not go "
-                "together."
-            )
-        self.shape, self.dtype = shape, dtype
-        self._where, self._chunks = where, chunks
+        self.shape, self.dtype = bounds.array_shape(where, shape, dtype.itemsize), dtype
+        self._where = where
+        self._chunks = bounds.chunk_shape(where, chunks, shape, dtype.itemsize)
         # What chunks hold that were left out, where the writer leaves such chunks out.
-        self._fill: int | float | None = None
+        self._fill: np.ndarray | None = None
 
     def _absent(self, where: str, shape: tuple[int, ...]) -> np.ndarray:
         """Return what a chunk holds that is not there, where that is known."""
-        if self._fill is None or self.nbytes > _LARGEST_ELIDED:
+        if self._fill is None:
             raise CheckpointFormatError(
                 f"{where} is missing: this chunk of an array of shape {self.shape} was not copied "
                 "or never written."
             )
-        return np.broadcast_to(np.array(self._fill, self.dtype), shape)
+        bounds.elided(where, self.shape, self._chunks, self.dtype.itemsize)
+        return np.broadcast_to(self._fill, shape)
 
     @property
     def pieces(self) -> tuple[int, ...]:  # noqa: D102
@@ -90,7 +85,7 @@ class ChunkedArray(DiskArray):
             place = tuple(piece[0] for piece in pieces)
             return self._chunk(place)[self._within(place, box)[0]].copy()
         out = np.empty(box_shape(box), self.dtype) if out is None else out
-        for place in itertools.product(*pieces):
+        for place in bounds.grid(pieces if out.size else [range(0)]):
             inside, target = self._within(place, box)
             out[target] = self._chunk(place)[inside]
         return out
@@ -127,15 +122,16 @@ class ZarrArray(ChunkedArray):
         self._compressor = _compressor(described, meta)
         if self._order not in ("C", "F") or self._separator not in (".", "/"):
             raise CheckpointFormatError(
-                f"{described} is damaged: order {self._order!r}, separator {self._separator!r}."
+                f"{described} is damaged: order {bounds.shown(self._order)}, separator "
+                f"{bounds.shown(self._separator)}."
             )
         super().__init__(
             where,
-            parse_sizes(described, "shape", meta.get("shape"), least=0),
-            parse_sizes(described, "chunks", meta.get("chunks"), least=1),
+            bounds.sizes(described, "shape", meta.get("shape")),
+            bounds.sizes(described, "chunks", meta.get("chunks"), least=1),
             _dtype(described, meta.get("dtype")),
         )
-        self._fill = parse_fill(meta.get("fill_value")) if elided else None
+        self._fill = parse_fill(described, meta.get("fill_value"), self.dtype) if elided else None
 
     def _chunk(self, place: tuple[int, ...]) -> np.ndarray:
         key = self._separator.join(map(str, place)) or "0"
@@ -162,14 +158,9 @@ def decompress(where: str, compressor: str | None, data: bytes, size: int) -> by
     """
     if compressor is None:
         raw = data
-    elif size > len(data) * _EXPANSION[compressor]:
-        raise CheckpointFormatError(
-            f"{where} is truncated or damaged: its {len(data)} bytes cannot hold {size}."
-        )
-    elif compressor == "blosc":
-        raw = blosc.unpack(where, data, size)
     else:
-        raw = _inflate(where, compressor, data, size)
+        bounds.unpacked(where, len(data), size, _EXPANSION[compressor])
+        raw = (_blosc if compressor == "blosc" else _inflate)(where, compressor, data, size)
     if len(raw) != size:
         raise CheckpointFormatError(
             f"{where} is truncated or damaged: it holds {'more than ' * (len(raw) > size)}"
@@ -202,6 +193,33 @@ def _inflate(where: str, compressor: str, data: bytes, size: int) -> bytes | mem
         ) from error
 
 
+def _blosc(where: str, compressor: str, data: bytes, size: int) -> memoryview:
+    """Unpack a blosc container by TensorStore, as the one chunk of an array in memory."""
+    import tensorstore as ts
+
+    # TensorStore would make room for whatever the header says.
+    if len(data) < 16 or _BLOSC.unpack_from(data)[::2] != (size, len(data)):
+        raise CheckpointFormatError(
+            f"{where} is truncated or damaged: its header (blosc) does not say that {len(data)} "
+            f"bytes unpack to {size}."
+        )
+    settings = {"id": compressor, "cname": "lz4", "clevel": 5, "shuffle": 1, "blocksize": 0}
+    metadata = {"shape": [size], "chunks": [size], "dtype": "|u1", "compressor": settings}
+    metadata |= {"zarr_format": 2, "order": "C", "filters": None, "fill_value": None}
+    context = ts.Context()
+    store = ts.KvStore.open({"driver": "memory"}, context=context).result()
+    store.write(DESCRIPTION, json.dumps(metadata).encode()).result()
+    store.write("0", data).result()
+    try:
+        spec = {"driver": "zarr", "kvstore": {"driver": "memory"}}
+        return ts.open(spec, context=context, open=True).result().read().result().data
+    except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).split(" [")[0].splitlines()[0]
+        raise CheckpointFormatError(
+            f"{where} is truncated or damaged (blosc): {bounds.shown(reason)}."
+        ) from error
+
+
 def parse_metadata(described: str, data: bytes | None, version: int) -> dict[str, Any]:
     """Return the description of a zarr array of a version.
 
@@ -210,11 +228,7 @@ def parse_metadata(described: str, data: bytes | None, version: int) -> dict[str
     """
     if data is None:
         raise CheckpointFormatError(f"{described} is missing, which describes the array.")
-    refuse_heavy_json(described, data)
-    try:
-        meta = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointFormatError(f"{described} is damaged: it is no JSON.") from error
+    meta = bounds.parse_json(described, data)
     if not isinstance(meta, dict) or meta.get("zarr_format") != version or meta.get("filters"):
         raise CheckpointFormatError(
             f"{described} does not describe a zarr array of version {version} without filters."
@@ -222,25 +236,34 @@ def parse_metadata(described: str, data: bytes | None, version: int) -> dict[str
     return meta
 
 
-def parse_sizes(described: str, key: str, value: Any, least: int) -> tuple[int, ...]:
-    """Return a list of sizes, none under `least`.
+def parse_fill(described: str, value: Any, dtype: np.dtype) -> np.ndarray | None:
+    """Return the number that an array declares for what is not there, or None.
 
     Raises:
-      CheckpointFormatError: it is something else.
+      CheckpointFormatError: the array's type does not hold that number.
     """
-    good = isinstance(value, list) and len(value) <= _MAX_RANK
-    if not good or any(type(size) is not int or not least <= size < 2**62 for size in value):
-        raise CheckpointFormatError(
-            f"{described} is damaged: {key!r} is {value!r:.200}, not a list of sizes."
-        )
-    return tuple(value)
-
-
-def parse_fill(value: Any) -> int | float | None:
-    """Return the number that an array declares for what is not there, or None."""
     if value in ("NaN", "Infinity", "-Infinity"):
-        return float(value)
-    return value if isinstance(value, (int, float)) else None
+        value = float(value)
+    if not isinstance(value, (int, float)):
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            # Rounded, as what was written was; a whole number is not.
+            rounded = dtype.kind in "fVc"
+            found = np.array(float(value) if rounded else value).astype(dtype)
+            exact = rounded or found == value
+    except (OverflowError, ValueError) as error:
+        raise _unfit(described, value, dtype) from error
+    if not exact:
+        raise _unfit(described, value, dtype)
+    return found
+
+
+def _unfit(described: str, value: Any, dtype: np.dtype) -> CheckpointFormatError:
+    return CheckpointFormatError(
+        f"{described} is damaged: its fill_value, {bounds.shown(value)}, is none of the type "
+        f"{dtype}."
+    )
 
 
 def _dtype(described: str, value: object) -> np.dtype:
@@ -253,7 +276,8 @@ def _dtype(described: str, value: object) -> np.dtype:
         dtype = None
     if dtype is None or dtype not in DTYPES.values():
         raise UnreadTypeError(
-            described, f"the type {value!r:.200} is not read here (little-endian numbers are)"
+            described,
+            f"the type {bounds.shown(value)} is not read here (little-endian numbers are)",
         )
     return dtype
 
@@ -265,7 +289,7 @@ def _compressor(described: str, meta: dict[str, Any]) -> str | None:
     name = compressor.get("id") if isinstance(compressor, dict) else None
     if not isinstance(name, str) or name not in _EXPANSION:
         raise CheckpointFormatError(
-            f"{described}: the compressor {compressor!r:.200} is not read here "
+            f"{described}: the compressor {bounds.shown(compressor)} is not read here "
             f"({', '.join(_EXPANSION)} are)."
         )
     return name

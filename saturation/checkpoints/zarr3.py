@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from awscrt.checksums import crc32c
 
+from saturation.checkpoints import bounds
 from saturation.checkpoints.base import DTYPES
+from saturation.checkpoints.checksum import crc32c
 from saturation.checkpoints.zarr import (
     ChunkedArray,
     Fetch,
     decompress,
     parse_fill,
     parse_metadata,
-    parse_sizes,
 )
 from saturation.errors import CheckpointFormatError, UnreadTypeError
 
@@ -51,21 +51,25 @@ class Zarr3Array(ChunkedArray):
         data_type, fill = meta.get("data_type"), meta.get("fill_value")
         grid, encoding = _named(meta.get("chunk_grid")), _named(meta.get("chunk_key_encoding"))
         if grid[0] != "regular":
-            raise _unread(where, f"chunk grid {grid[0]!r}")
+            raise _unread(where, f"chunk grid {bounds.shown(grid[0])}")
         if not isinstance(data_type, str) or data_type not in DTYPES:
-            raise UnreadTypeError(where, f"the data type {data_type!r:.200} is not read here")
+            raise UnreadTypeError(
+                where, f"the data type {bounds.shown(data_type)} is not read here"
+            )
         if encoding[0] not in ("default", "v2"):
-            raise _unread(where, f"chunk keys {encoding[0]!r}")
+            raise _unread(where, f"chunk keys {bounds.shown(encoding[0])}")
         self._prefix = ("c",) if encoding[0] == "default" else ()
         self._separator = encoding[1].get("separator", "/" if self._prefix else ".")
+        if self._separator not in ("/", "."):
+            raise _unread(where, f"chunk keys parted by {bounds.shown(self._separator)}")
         self._codecs = _codecs(where, meta.get("codecs"))
         super().__init__(
             where,
-            parse_sizes(where, "shape", meta.get("shape"), least=0),
-            parse_sizes(where, "chunk_shape", grid[1].get("chunk_shape"), least=1),
+            bounds.sizes(where, "shape", meta.get("shape")),
+            bounds.sizes(where, "chunk_shape", grid[1].get("chunk_shape"), least=1),
             DTYPES[data_type],
         )
-        self._fill = parse_fill(fill) if elided else None
+        self._fill = parse_fill(where, fill, self.dtype) if elided else None
 
     def _chunk(self, place: tuple[int, ...]) -> np.ndarray:
         key = self._separator.join((*self._prefix, *map(str, place))) or "c"
@@ -80,16 +84,20 @@ class Zarr3Array(ChunkedArray):
 
     def _shard(self, where: str, settings: dict[str, Any], data: bytes) -> np.ndarray:
         """Decode the inner chunks of a shard."""
-        inner = parse_sizes(where, "chunk_shape", settings.get("chunk_shape"), least=1)
+        inner = bounds.sizes(where, "chunk_shape", settings.get("chunk_shape"), least=1)
         if len(inner) != len(self._chunks) or any(
             outer % size for outer, size in zip(self._chunks, inner, strict=True)
         ):
             raise _unread(where, f"inner chunks {inner} of shards {self._chunks}")
         grid = tuple(outer // size for outer, size in zip(self._chunks, inner, strict=True))
         codecs = _codecs(where, settings.get("codecs"))
-        places = list(_index(where, settings, data, math.prod(grid)))
+        places = _index(where, settings, data, math.prod(grid))
+        # Inner chunks may all be the same bytes.
+        whole = math.prod(self._chunks) * self.dtype.itemsize
+        bounds.unpacked(where, len(data), whole, expansion=bounds.TOO_LARGE)
         shard = np.empty(self._chunks, self.dtype)
-        for position, (start, size) in zip(np.ndindex(*grid), places, strict=True):
+        for position, place in zip(np.ndindex(*grid), places, strict=True):
+            start, size = int(place[0]), int(place[1])
             target = tuple(slice(p * n, (p + 1) * n) for p, n in zip(position, inner, strict=True))
             if start == size == _EMPTY:
                 shard[target] = self._absent(f"{where} (inner chunk {position})", inner)
@@ -109,24 +117,24 @@ class Zarr3Array(ChunkedArray):
             data, names = _checked(where, data), names[:-1]
         compressor = names[1] if len(names) == 2 else None
         if names[:1] != ["bytes"] or len(names) > 2 or compressor not in (None, "zstd", "gzip"):
-            raise _unread(where, f"codecs {names}")
+            raise _unread(where, f"codecs {bounds.shown(names)}")
         return np.frombuffer(decompress(where, compressor, data, size), self.dtype).reshape(shape)
 
 
-def _index(
-    where: str, settings: dict[str, Any], data: bytes, count: int
-) -> Iterator[tuple[int, int]]:
+def _index(where: str, settings: dict[str, Any], data: bytes, count: int) -> np.ndarray:
     """Return (start, size) of each inner chunk of a shard."""
+    if count > bounds.MOST_INNER:
+        raise _unread(where, f"{count} inner chunks (more than {bounds.MOST_INNER}) of a shard")
     codecs = [name for name, _ in _codecs(where, settings.get("index_codecs"))]
     if codecs not in (["bytes"], ["bytes", "crc32c"]):
-        raise _unread(where, f"index codecs {codecs}")
+        raise _unread(where, f"index codecs {bounds.shown(codecs)}")
     size = 16 * count + _CHECKSUM_BYTES * (len(codecs) - 1)
     if size > len(data):
         raise CheckpointFormatError(f"{where} is truncated: its index alone has {size} bytes.")
     at_start = settings.get("index_location") == "start"
     raw = data[:size] if at_start else data[len(data) - size :]
     raw = _checked(where, raw) if len(codecs) == 2 else raw
-    return struct.iter_unpack("<QQ", raw)
+    return np.frombuffer(raw, "<u8").reshape(count, 2)
 
 
 def _checked(where: str, data: bytes) -> bytes:
@@ -139,7 +147,7 @@ def _checked(where: str, data: bytes) -> bytes:
 
 def _codecs(where: str, value: Any) -> list[tuple[str, dict[str, Any]]]:
     if not isinstance(value, list) or not value:
-        raise _unread(where, f"codecs {value!r}")
+        raise _unread(where, f"codecs {bounds.shown(value)}")
     codecs = [_named(codec) for codec in value]
     for name, settings in codecs:
         if name == "bytes" and settings.get("endian", "little") != "little":

@@ -24,7 +24,7 @@ from typing import Any
 from etils import epath
 
 from saturation.errors import ConfigError, ResultsError
-from saturation.runfolder import RunFolder, write_whole
+from saturation.runfolder import RunFolder, read_regular, write_whole
 
 RECORD = "pretrain.json"
 LOG = "log.csv"
@@ -142,7 +142,7 @@ def read_record(folder: Place) -> dict[str, Any] | None:
         if in_bucket(folder):
             content = RunFolder(folder).read(RECORD)
         else:
-            content = (folder / RECORD).read_bytes()
+            content = read_regular(Path(folder / RECORD))
         return None if content is None else json.loads(content)
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -207,7 +207,7 @@ class Log:
             _write_text(self._path, "".join(self._lines))
 
     def _rows(self) -> list[str]:
-        if not self._path.exists():
+        if not self._path.is_file():  # a pipe would wait for its writer
             return []
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
         return [line for line in lines if line.endswith("\n")]  # a killed run may tear the last
