@@ -38,7 +38,7 @@ _MAKES_INFINITE = frozenset(
     )
 )
 # What these make of one element without a limit is one element; anything else may spread it.
-_ELEMENTWISE = frozenset(
+ELEMENTWISE = frozenset(
     (
         *("and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt", "ge", "abs", "sign"),
         *("add", "sub", "mul", "div", "neg", "max", "min", "convert_element_type", "integer_pow"),
@@ -142,7 +142,7 @@ def _spread(
     name = eqn.primitive.name
     if name == "select_n":
         return [select_constant(inputs[0], inputs[1:], outputs[0]).invalid]
-    if name in _ELEMENTWISE:
+    if name in ELEMENTWISE:
         return [jnp.broadcast_to(either(*masks), output.shape) for output in outputs]
     if name in MOVES and len(inputs) == 1:
         return [bind(eqn, masks[0])]

@@ -23,6 +23,7 @@ from saturation.limit.rules import RULES
 from saturation.limit.series import Plain, Series, Value, concatenate
 from saturation.limit.sizes import tracked
 from saturation.limit.tally import Tally
+from saturation.limit.uniform import Forms
 
 
 class SeriesInterpreter:
@@ -47,6 +48,7 @@ class SeriesInterpreter:
         self.longest = 1
         self.ties_reliable = True
         self._folding = False
+        self._forms = Forms()
 
     def meet(self, length: int) -> None:
         """Take note of a contraction of this length."""
@@ -59,14 +61,14 @@ class SeriesInterpreter:
     def run(self, closed: ClosedJaxpr, inputs: Sequence[Value]) -> list[Value]:
         """Return the outputs of a jaxpr."""
         jaxpr = closed.jaxpr
-        constants = [constant(value) for value in closed.consts]
+        constants = [self._forms.met(constant(value)) for value in closed.consts]
         environment: dict[Any, Value] = dict(zip(jaxpr.constvars, constants, strict=True))
         environment.update(zip(jaxpr.invars, inputs, strict=True))
 
         def read(atom: Any) -> Value:
             if isinstance(atom, Literal):
                 aval: Any = atom.aval  # its dtype, not the value's: a Python float has 64 bits
-                return constant(atom.val, aval.dtype)
+                return self._forms.met(constant(atom.val, aval.dtype))
             return environment[atom]
 
         for eqn in jaxpr.eqns:
@@ -84,6 +86,7 @@ class SeriesInterpreter:
         inner = _inner(eqn)
         if inner is not None:
             return self.run(inner, inputs)
+        inputs = self._forms.cancelled(eqn, inputs)
         if all(isinstance(value, Plain) for value in inputs):
             return self._apply_plain(eqn, [plain(eqn, value) for value in inputs])
         if name in _LOOPS:
@@ -95,6 +98,7 @@ class SeriesInterpreter:
                 "(saturation/limit/rules.py lists them)."
             )
         outputs = RULES[name](self, eqn, inputs)
+        self._forms.note(eqn, inputs, outputs)
         if name not in MOVES and name != "convert_element_type":
             made = (each.example.dtype for each in outputs if isinstance(each, Series))
             self.ties_reliable &= all(tracked(dtype) for dtype in made)
@@ -111,7 +115,9 @@ class SeriesInterpreter:
         with jax.ensure_compile_time_eval() if folded else nullcontext():
             result = bind(eqn, *(value.array for value in inputs))
         outputs = list(result) if eqn.primitive.multiple_results else [result]
-        return [*results(eqn, inputs, outputs)]
+        found = results(eqn, inputs, outputs)
+        self._forms.note(eqn, inputs, found)
+        return [*found]
 
     def scan(self, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
         """Turn by turn until degrees and absent terms repeat, the rest as one loop."""

@@ -129,8 +129,10 @@ def power(exponent: float | None = None) -> Rule:
 def _power(interpreter: Interpreter, eqn: Any, x: Value, exponent: float) -> Value:
     if not float(exponent).is_integer() or exponent < 0:
         return raised(interpreter, as_series(x, interpreter.terms), float(exponent), like(eqn))
-    result: Value = Plain(jnp.ones(like(eqn).shape, like(eqn).dtype))
-    for _ in range(int(exponent)):  # needs no division, so a vanishing x spoils nothing
+    if not exponent:
+        return Plain(jnp.ones(like(eqn).shape, like(eqn).dtype))
+    result = x
+    for _ in range(int(exponent) - 1):  # needs no division, so a vanishing x spoils nothing
         result = _times(interpreter, eqn, result, x)
     return result
 
