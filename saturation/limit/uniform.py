@@ -221,11 +221,11 @@ class Forms:
 
 
 def _broadcast(eqn: Any) -> tuple[dict[int, int], set[int]]:
-    return dict(enumerate(eqn.params["broadcast_dimensions"])), set()
+    return dict(enumerate(map(int, eqn.params["broadcast_dimensions"]))), set()
 
 
 def _transposed(eqn: Any) -> tuple[dict[int, int], set[int]]:
-    return {axis: place for place, axis in enumerate(eqn.params["permutation"])}, set()
+    return {axis: place for place, axis in enumerate(map(int, eqn.params["permutation"]))}, set()
 
 
 def _negated(eqn: Any) -> tuple[dict[int, int], set[int]]:
