@@ -268,11 +268,11 @@ def test_the_flow_is_that_of_the_gradient_and_its_error_falls_with_the_step_squa
     assert short.residual[0] == pytest.approx(1 - 1 / SMALL.size)
 
 
-def test_descent_takes_steps_along_the_populations_gradient() -> None:
-    """Against Lemma 1 summed over the classes by NumPy in float64."""
+def by_numpy(iterations: int) -> Iterator[tuple[np.ndarray, float]]:
+    """Y, Z from 0 by Lemma 1 summed over the classes in float64: Z, and class 0's pull, by step."""
     y, z = np.zeros((2, SMALL.size, SMALL.size))
-    for _ in range(6):
-        y_move, z_move = np.zeros_like(y), np.zeros_like(z)
+    for _ in range(iterations + 1):
+        y_move, z_move, pulls = np.zeros_like(y), np.zeros_like(z), []
         for of_class, (tokens, last) in enumerate(zip(SMALL.tokens, SMALL.last, strict=True)):
             b = SMALL.probabilities * np.exp(z[last, tokens])
             b /= b.sum()
@@ -280,13 +280,21 @@ def test_descent_takes_steps_along_the_populations_gradient() -> None:
             p = np.exp(f @ y[tokens])
             error = np.eye(SMALL.size)[SMALL.next[of_class]] - p / p.sum()
             pulled = y[tokens] @ error
+            pulls.append(pulled[3:] @ f[3:] / (f[3:] @ f[3:]))
             y_move[tokens] += np.outer(f, error) / 4
             z_move[last, tokens] += b * (pulled - f * (f @ pulled)) / np.linalg.norm(b) / 4
+        yield z.copy(), pulls[0]
         y, z = y + 2.0 * y_move, z + 3.0 * z_move
-    found = descent(SMALL, 2.0, 3.0, 6)
-    expected = z[SMALL.last[0], SMALL.tokens[0]]
-    assert np.ptp(expected) > 0.01
-    np.testing.assert_allclose(found.z[-1], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_descent_takes_steps_along_the_populations_gradient() -> None:
+    found, steps = descent(SMALL, 2.0, 3.0, 6), list(by_numpy(6))
+    for step, (z, pull) in enumerate(steps):
+        expected = z[SMALL.last[0], SMALL.tokens[0]]
+        np.testing.assert_allclose(found.z[step], expected, rtol=1e-4, atol=1e-6)
+        assert found.pull[step] == pytest.approx(pull, rel=1e-4, abs=1e-7)
+    assert np.ptp(found.z[-1]) > 0.01
+    assert found.pull[3] > 0.1
     assert found.times.tolist() == list(range(7))
 
 
@@ -318,28 +326,6 @@ def test_the_theorems_own_setting_meets_it_and_the_ordinary_one_lags() -> None:
     assert measured(half) > 1.2
     assert measured(speed) > 0.5
     assert [row["agrees"] for row in (half, speed, bounds)] == ["not claimed"] * 2 + ["yes"]
-
-
-def test_the_pull_on_attention_is_that_of_lemma_1() -> None:
-    """Y(e − α) of class 0 by NumPy in float64, along f on the tokens of that class alone."""
-    found = descent(SMALL, 2.0, 3.0, 4)
-    y, z = np.zeros((2, SMALL.size, SMALL.size))
-    for step in range(4):
-        moves = [np.zeros_like(y), np.zeros_like(z)]
-        for of_class, (tokens, last) in enumerate(zip(SMALL.tokens, SMALL.last, strict=True)):
-            b = SMALL.probabilities * np.exp(z[last, tokens])
-            b /= b.sum()
-            f = b / np.linalg.norm(b)
-            p = np.exp(f @ y[tokens])
-            error = np.eye(SMALL.size)[SMALL.next[of_class]] - p / p.sum()
-            pulled = y[tokens] @ error
-            if of_class == 0:
-                expected = pulled[3:] @ f[3:] / (f[3:] @ f[3:])
-                assert found.pull[step] == pytest.approx(expected, rel=1e-4, abs=1e-7)
-            moves[0][tokens] += np.outer(f, error) / 4
-            moves[1][last, tokens] += b * (pulled - f * (f @ pulled)) / np.linalg.norm(b) / 4
-        y, z = y + 2.0 * moves[0], z + 3.0 * moves[1]
-    assert found.pull[3] > 0.1
 
 
 # --- the figures --------------------------------------------------------------------------------
