@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from saturation.errors import ConfigError, MeasureError
+from saturation.local_files import read_regular
 from saturation.training.data import read_corpus
 from saturation.training.tokens import BYTES, open_vocabulary
 from saturation.vocabularies import refuse_bytes, say_how_to_get_one
@@ -229,7 +230,7 @@ def _windows(
 def _read_jsonl(path: Path, most: int) -> list[tuple[list[int], list[int] | None]]:
     try:
         # Spreadsheets and editors of Windows put a byte order mark before the text.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{path}: the tokens cannot be read: {reason}.") from error
@@ -242,7 +243,7 @@ def _read_jsonl(path: Path, most: int) -> list[tuple[list[int], list[int] | None
 def _parse_line(path: Path, number: int, line: str) -> tuple[list[int], list[int] | None]:
     try:
         data = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     encoder, decoder = data, None
     if isinstance(data, dict):

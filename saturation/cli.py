@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from saturation.progress import Progress
 
 EXIT_FAILED, EXIT_RESUMABLE = 1, 75
+_MOST_CHARACTERS = 2000  # of an error: a name may have any number
 
 app = typer.Typer(
     add_completion=False,
@@ -344,9 +345,10 @@ def pretrain_model(
 ) -> None:
     """Pretrain a small T5 and write the trajectory of its checkpoints."""
     from saturation.config import PretrainConfig, load_config
-    from saturation.training import pretrain
 
     settings = load_config(config, _parse_overrides(overrides), PretrainConfig)
+    from saturation.training import pretrain  # seconds, which a mistake in the file need not wait
+
     with _progress("Pretraining", "steps") as progress:
         folder = pretrain(settings, progress)
     _say(f"The trajectory is in {folder}; list it with `saturation ls {folder}`.")
@@ -413,13 +415,19 @@ def export_run(
     out: Annotated[
         str, typer.Option("--out", metavar="PATH", help="File (tensorboard: folder) to write.")
     ],
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="CSV: no ' before names that a spreadsheet would take for a formula."
+        ),
+    ] = False,
     partial: PartialOption = False,
 ) -> None:
     """Write a run's table for another tool."""
     from saturation.report.export import export
     from saturation.results import load_results
 
-    export(load_results(run, partial=partial), kind, out)
+    export(load_results(run, partial=partial), kind, out, raw)
     _say(f"Wrote {out}.")
 
 
@@ -428,6 +436,8 @@ def main() -> None:
     # Matrices here are small and many: threads within one wait for each other longer than they
     # work, and cores are kept busy by several matrices at a time. Read when NumPy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # The hub's library prints two lines for each attempt; what came of them is said once.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     # Imports make some 10⁵ objects and no garbage, but at Python's own pace it is looked for 400
     # times before anything is measured, and worker threads stand still meanwhile.
     gc.set_threshold(10_000, 50, 50)
@@ -451,11 +461,26 @@ def main() -> None:
             raise
         sys.stdout = Forgiving(None)  # what could not be written is not tried again
         _fail(_system_error(error), EXIT_FAILED)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(_unforeseen(error), EXIT_FAILED)
 
 
 def _fail(text: str, status: int) -> NoReturn:
+    text = " ".join(text.splitlines())  # one sentence, whatever a file's name or a server put in
+    if len(text) > _MOST_CHARACTERS:
+        text = f"{text[: _MOST_CHARACTERS // 2]} … {text[-_MOST_CHARACTERS // 2 :]}"
     print(f"saturation: {escaped(text)}", file=sys.stderr)
     sys.exit(status)
+
+
+def _unforeseen(error: Exception) -> str:
+    """Return the last net's sentence: nothing that was foreseen is caught by it."""
+    return (
+        f"This is a fault of saturation ({type(error).__name__}: {error}). Please report it with "
+        "what --debug, added to the same command, shows."
+    )
 
 
 def _system_error(error: OSError | MemoryError) -> str:

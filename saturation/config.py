@@ -17,12 +17,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from saturation.errors import ConfigError
+from saturation.local_files import read_regular
+from saturation.plain_yaml import load_yaml, say_where
 
 # Beyond, they are no numbers that arrays and files count with.
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Natural = Annotated[int, Field(ge=0, lt=2**63)]
 # Each is a folder.
 MOST_CHECKPOINTS = 1_000_000
+_MOST_BYTES = 1024 * 1024  # of a file; those that came with the package have 2,000
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -57,7 +60,7 @@ class ModelConfig(Section):
     mlp_dim: Count = 256
     num_encoder_layers: Count = 2
     num_decoder_layers: Count = 2
-    mlp_activations: tuple[str, ...] = ("relu",)
+    mlp_activations: Annotated[tuple[str, ...], Field(min_length=1)] = ("relu",)
     logits_via_embedding: bool = True
     per_layer_relative_bias: bool = False
     attention_spectrum: Literal["sharpen", "smooth", "free"] | None = None
@@ -295,7 +298,7 @@ def load_config(
     Raises:
         ConfigError: when the file is missing or no YAML, a key is unknown, or a value unusable.
     """
-    data = _read_mapping(Path(path))
+    data = _read_mapping(path)
     if kind is PretrainConfig and "pretrain" in data:
         data = data["pretrain"] or {}
     for key, text in (overrides or {}).items():
@@ -306,15 +309,14 @@ def load_config(
         raise ConfigError(f"{path}: {_sentence(error)}") from error
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def _read_mapping(path: str | Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        data = load_yaml(read_regular(path, _MOST_BYTES).decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"{path}: the configuration cannot be read: {reason}.") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
+        where = say_where(error)
         raise ConfigError(f"{path}{where}: the configuration is not valid YAML.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of keys to values.")
@@ -330,7 +332,7 @@ def _override(data: dict[str, Any], key: str, text: str) -> None:
         if not isinstance(data, dict):
             raise ConfigError(f"--set {key}: {name!r} holds a value, not keys of its own.")
     try:
-        data[last] = yaml.safe_load(text)
+        data[last] = load_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {key}={text}: the value is not valid YAML.") from error
 

@@ -29,6 +29,7 @@ from saturation.power_law import (
     least_squares_power,
     likeliest_power,
     power_interval,
+    refuse_extreme,
     shape,
 )
 
@@ -257,6 +258,7 @@ def _check_series(steps: Numbers, values: Numbers) -> tuple[Points, Points]:
             f"A growth law needs finite values; {len(bad)} of {len(t)} are NaN or infinite, "
             f"the first at step {bad[0]:g}. Leave those steps out, or look at that checkpoint."
         )
+    refuse_extreme(t, rho)
     return t, rho
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saturation.constants import constants
 from saturation.errors import ResultsError
+from saturation.local_files import read_regular
 from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure
 from saturation.parts import Status
 from saturation.results import load_results
@@ -228,8 +229,10 @@ def read_csv_series(path: str, x: str, y: str) -> tuple[list[float], list[float]
       ResultsError: no such file, no such column, or a cell that is no number.
     """
     try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+        text = io.StringIO(read_regular(path).decode("utf-8-sig"), newline="")
+        rows = list(csv.DictReader(text))
+    except csv.Error as error:
+        raise ResultsError(f"{path} is no CSV file: {error}.") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ResultsError(f"{path} cannot be read: {reason}.") from error
@@ -250,9 +253,14 @@ def _numbers(path: str, rows: Iterable[Mapping[str, str]], column: str) -> list[
             values.append(float(row[column]))
         except (TypeError, ValueError) as error:
             raise ResultsError(
-                f"{path}, line {line}: {column} is {row[column]!r}, and a number is needed."
+                f"{path}, line {line}: {column} is {_shortened(row[column])}, and a number is "
+                "needed."
             ) from error
     return values
+
+
+def _shortened(cell: str | None) -> str:
+    return repr(cell) if cell is None or len(cell) <= 80 else f"{cell[:60]!r}…"
 
 
 def scope_norm(run: str, scope: str, partial: bool) -> tuple[list[float], list[float]]:
@@ -262,8 +270,9 @@ def scope_norm(run: str, scope: str, partial: bool) -> tuple[list[float], list[f
       ResultsError: the run has no norms, or no such scope; the wider ones get listed.
     """
     table = load_results(run, partial=partial)
-    norms = table.query("measure == 'norms' and metric == 'l2'")
-    chosen = norms.query("scope == @scope")
+    norms = table.loc[(table["measure"] == "norms") & (table["metric"] == "l2")]
+    # Compared one by one: pandas takes no text with half a character in it.
+    chosen = norms.loc[[name == scope for name in norms["scope"]]]
     if chosen.empty:
         known = [name for name in norms["scope"].unique() if name.count("/") < 2]
         raise ResultsError(

@@ -29,11 +29,11 @@ from saturation.checkpoints.storage import open_folder
 from saturation.checkpoints.trust import refuse_lead, shown_url
 from saturation.config import Section
 from saturation.errors import CheckpointFormatError, ConfigError
+from saturation.plain_yaml import load_yaml, say_where
 
 _SUFFIXES = (".yaml", ".yml")
 _LARGEST = 4 * 2**20
 _MOST_STEPS = 1_000_000
-_DEEPEST = 20
 Step = Annotated[int, Field(ge=0)]
 
 
@@ -149,22 +149,6 @@ def read_manifest(path: str) -> Places:
     )
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without what a small file can grow large by: names for parts of it, and deep nesting."""
-
-    _depth = 0
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("a manifest has no aliases (*name)")
-        self._depth += 1
-        if self._depth > _DEEPEST:
-            raise yaml.YAMLError(f"a manifest is nested no deeper than {_DEEPEST}")
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-
 def parse(path: str, content: bytes) -> Manifest:
     """Return what a manifest's content says.
 
@@ -172,14 +156,17 @@ def parse(path: str, content: bytes) -> Manifest:
       ConfigError: it is no YAML, a key is unknown or missing, or a value unusable.
     """
     try:
-        return Manifest.model_validate(yaml.load(content, _PlainLoader))
+        return Manifest.model_validate(load_yaml(content))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         text = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{path}: {f'{where}: ' if where else ''}{text}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: a manifest of checkpoints was expected: no YAML.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        why = say_where(error) if isinstance(error, yaml.YAMLError) else ""
+        raise ConfigError(
+            f"{path}: a manifest of checkpoints was expected: no YAML{why}."
+        ) from error
 
 
 def _absolute(path: str, base: str, url: str) -> str:

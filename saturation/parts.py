@@ -108,7 +108,7 @@ def _is_whole(described: Mapping[str, Any]) -> bool:
     return (
         isinstance(steps, list)
         and bool(steps)
-        and all(type(step) is int for step in steps)
+        and all(type(step) is int and 0 <= step < 2**63 for step in steps)
         and steps == sorted(set(steps))
         and isinstance(arrays, dict)
         and all(_is_array(array) for array in arrays.values())
@@ -124,7 +124,9 @@ def _is_whole(described: Mapping[str, Any]) -> bool:
 
 def _is_array(array: Any) -> bool:
     shape = array.get("shape") if isinstance(array, dict) else None
-    return isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+    return isinstance(shape, list) and all(
+        type(size) is int and 0 <= size < 2**63 for size in shape
+    )
 
 
 def former_measures(described: Mapping[str, Any]) -> str:

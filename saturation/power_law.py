@@ -12,8 +12,10 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.special import fdtri
 
 from saturation.autoregression import Errors
+from saturation.errors import SaturationError
 
 CONFIDENCE = 0.95
+LARGEST = 1e100  # whose squares, and products of a few, float64 holds
 POWER_BOUNDS = (1e-3, 5.0)  # p → 0 is the logarithm, and p > 5 no norm's growth
 # Close where p → 0 fits the first point alone; the valleys of larger p are wide.
 POWERS = np.concatenate(
@@ -139,3 +141,13 @@ def _interval(
 
     below, above = np.less(POWERS, p), np.greater(POWERS, p)
     return end(POWERS[below][::-1], on_grid[below][::-1]), end(POWERS[above], on_grid[above])
+
+
+def refuse_extreme(t: Points, rho: Points) -> None:
+    """Raise `SaturationError` where steps or values, float64 (points,), have no squares."""
+    spread = np.ptp(rho)
+    if max(np.abs(rho).max(), t.max()) > LARGEST or 0 < spread < 1 / LARGEST:
+        raise SaturationError(
+            f"A growth law needs steps and values up to {LARGEST:g} that differ by more than "
+            f"{1 / LARGEST:g}: float64 holds the squares of no others. Fit them in other units."
+        )

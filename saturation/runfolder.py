@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from saturation.errors import ResultsError
+from saturation.local_files import read_regular, refuse_impossible
 from saturation.seal import SEAL, seal_of
 
 RUN_FILE = "run.json"
@@ -43,17 +44,25 @@ class RunFolder:
         self._remote: Any = None
         if not self.path:
             raise ResultsError("A run needs a folder or a URL, and its path is empty.")
+        try:
+            refuse_impossible(self.path)
+        except OSError as error:
+            raise ResultsError(f"A run's folder: {error.strerror}.") from error
         if "://" in self.path:
+            if not self.path.partition("://")[2].strip("/"):
+                raise ResultsError(f"{self.path}: a run's URL was expected to name a place there.")
             import fsspec
 
             from saturation.checkpoints.places import prepare_gcsfs
+            from saturation.checkpoints.trust import shown_url
 
             prepare_gcsfs()
             try:
                 self._remote, self._root = fsspec.core.url_to_fs(self.path)
-            except (ImportError, ValueError) as error:
+            # Each library raises what it likes: of a missing part of the URL even TypeError.
+            except Exception as error:
                 raise ResultsError(
-                    f"{self.path} cannot be reached: {error}. Install what it needs "
+                    f"{shown_url(self.path)} cannot be reached: {error}. Install what it needs "
                     "(pip install 'saturation-jax[gcs]' for gs://, [s3] for s3://), or give a "
                     "local folder."
                 ) from error
@@ -131,7 +140,7 @@ class RunFolder:
             return None
         try:
             described = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ResultsError(
                 f"{self.path}/{RUN_FILE} is not the JSON that `saturation measure` writes "
                 f"({error}); restore it, or measure into a new folder."
@@ -168,23 +177,14 @@ def unescape(segment: str) -> str:
     return segment.replace("+", "/").replace("%2B", "+").replace("%25", "%")
 
 
-def read_regular(path: Path) -> bytes:
-    """Return a file's bytes; a pipe, whose opening waits for a writer, or a device is never opened.
-
-    Raises:
-      OSError: it is missing, or no regular file.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
-    return path.read_bytes()
-
-
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary neighbour of `path` and rename it; on failure leave nothing.
 
     The file is flushed to the disk before it gets its name, so that a crash cannot leave it empty.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    _refuse_to_replace(path)
+    # Not behind the name itself, which may be as long as a name can be.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with _created(temporary) as file:
             write(file)
@@ -194,6 +194,22 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _refuse_to_replace(path: Path) -> None:
+    """Raise `OSError` where a file cannot take a name, or would take that of no file.
+
+    As root, a rename would replace /dev/null, for everybody.
+    """
+    refuse_impossible(path)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EEXIST, "it is a pipe or a device, which no file replaces", str(path))
 
 
 def _created(path: Path) -> BinaryIO:

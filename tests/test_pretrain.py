@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from saturation.training import loop, step, store
 from saturation.training.loop import pretrain
 
 STEPS = 40
+LOG_HEAD = b"step,loss,perplexity,learning_rate,norm\n"
 
 
 def _config(out, **changes):
@@ -307,6 +309,38 @@ def test_checkpoints_of_unknown_origin_are_refused(tmp_path):
 def test_a_damaged_record_is_refused(tmp_path):
     (tmp_path / "pretrain.json").write_text("{")
     with pytest.raises(ResultsError, match="expected the record of a pretraining"):
+        pretrain(_config(tmp_path))
+
+
+@pytest.mark.parametrize("lost", [0, 20])
+def test_a_finished_run_that_lost_a_checkpoint_says_so(tmp_path, finished, lost):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / str(lost))
+    with pytest.raises(ResultsError, match=rf"of its checkpoints {lost} can no longer be found"):
+        pretrain(_config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("log.csv", b"step,loss\n", r"log.csv: .* \(line 1 is 'step,loss"),
+        ("log.csv", LOG_HEAD + b"x,1,1,1,1\n", r"log.csv: .* \(line 2 is 'x,1"),
+        ("log.csv", LOG_HEAD + b"1,1\n", r"log.csv: .* \(line 2 is '1,1"),
+        ("log.csv", b"\xff\0", r"log.csv: .* is damaged"),
+        ("pretrain.json", b"[]", r"pretrain.json: .* is damaged"),
+        ("pretrain.json", b"{}", r"pretrain.json: .* is damaged"),
+        ("pretrain.json", b"[" * 100_000, r"pretrain.json: .* is damaged"),
+        ("pretrain.json", b"\xff", r"pretrain.json: .* is damaged"),
+    ],
+)
+def test_a_damaged_log_or_record_is_one_sentence(tmp_path, finished, name, content, text):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ResultsError, match=text):
+        pretrain(_config(tmp_path))
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(ResultsError, match=rf"{name}: expected the"):
         pretrain(_config(tmp_path))
 
 

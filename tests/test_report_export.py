@@ -76,3 +76,15 @@ def test_a_place_that_cannot_be_written_keeps_what_was_there(tmp_path: Path):
     with pytest.raises(ResultsError, match="choose another place for the export"):
         export(norms(STEPS), "csv", tmp_path / "file" / "table.csv")
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_names_that_a_spreadsheet_would_compute_are_guarded(tmp_path: Path):
+    table = norms(STEPS)
+    names = ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\t=1", "encoder"]
+    table = table.head(len(names)).assign(scope=names, value=-1.0)
+    export(table, "csv", tmp_path / "guarded.csv")
+    guarded = pd.read_csv(tmp_path / "guarded.csv")
+    assert guarded.scope.tolist() == [f"'{name}" for name in names[:-1]] + ["encoder"]
+    assert guarded.value.tolist() == [-1.0] * len(names), "numbers are numbers"
+    export(table, "csv", tmp_path / "raw.csv", raw=True)
+    assert pd.read_csv(tmp_path / "raw.csv").scope.tolist() == names

@@ -12,6 +12,7 @@ import inspect
 import posixpath
 import re
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -247,6 +248,7 @@ def open_remote(url: str, places: Places | None = None) -> Folder:
     """
     places = {} if places is None else places
     scheme, _, rest = url.partition("://")
+    _refuse_impossible(url)
     require(url, scheme)
     if scheme == "file":
         return open_folder(rest)
@@ -268,6 +270,16 @@ def open_remote(url: str, places: Places | None = None) -> Folder:
     if key not in places:
         places[key] = Store(made())
     return RemoteFolder(places[key], prefix)
+
+
+def _refuse_impossible(url: str) -> None:
+    """Raise `CheckpointFormatError` where a text is no URL, whatever lies there."""
+    try:
+        url.encode()
+        if url.startswith(("http:", "https:")):
+            urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise CheckpointFormatError(f"{shown_url(url)} is no URL: {error}.") from error
 
 
 def require(url: str, scheme: str) -> None:

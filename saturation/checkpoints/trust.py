@@ -40,7 +40,12 @@ def refuse_lead(source: str, target: str) -> None:
       source: the URL of a manifest, or of what answered with a redirect.
       target: the URL it names. One of http is let through where the source is of http too.
     """
-    scheme = urllib.parse.urlsplit(target).scheme.lower()
+    try:
+        scheme = urllib.parse.urlsplit(target).scheme.lower()
+    except ValueError as error:
+        raise CheckpointFormatError(
+            f"{shown_url(source)} leads to {shown_url(target)}, which is no URL: {error}."
+        ) from error
     origin = urllib.parse.urlsplit(source).scheme.lower()
     if scheme not in REMOTE_SCHEMES and not (scheme == origin == "http"):
         raise CheckpointFormatError(

@@ -10,10 +10,14 @@ from pathlib import Path
 import pandas as pd
 
 from saturation.errors import ResultsError, SaturationError
+from saturation.local_files import refuse_impossible
 from saturation.runfolder import refuse_url, write_whole
 
+# A spreadsheet takes a text that begins so for a formula, and names come from files of others.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
-def export(table: pd.DataFrame, file_format: str, path: str | Path) -> None:
+
+def export(table: pd.DataFrame, file_format: str, path: str | Path, raw: bool = False) -> None:
     """Write a results table for another tool, whole or not at all.
 
     Args:
@@ -22,6 +26,8 @@ def export(table: pd.DataFrame, file_format: str, path: str | Path) -> None:
             scalars tagged `measure/metric/scope`.
         path: the file, replaced where it exists; for tensorboard the folder, which must be absent
             or empty, since event files of two exports would be drawn over each other.
+        raw: leave texts of a CSV as they are; else one that begins with = + - @, a tab or a
+            carriage return, which a spreadsheet would take for a formula, gets a ' before it.
 
     Raises:
         SaturationError: an unknown format, or tensorboardX is not installed.
@@ -33,12 +39,24 @@ def export(table: pd.DataFrame, file_format: str, path: str | Path) -> None:
         )
     refuse_url(path, "export")
     try:
-        WRITERS[file_format](table, Path(path))
+        refuse_impossible(path)
+        guarded = file_format == "csv" and not raw
+        WRITERS[file_format](_without_formulas(table) if guarded else table, Path(path))
     except OSError as error:
         raise ResultsError(
             f"Cannot write {path}: {error.strerror or error}. "
             "Make room or choose another place for the export."
         ) from error
+
+
+def _without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    texts = table.select_dtypes(exclude="number")
+    return table.assign(
+        **{
+            str(name): [f"'{x}" if str(x).startswith(_FORMULA) else x for x in texts[name]]
+            for name in texts
+        }
+    )
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from saturation.errors import ConfigError
+from saturation.local_files import read_regular
 from saturation.training.objectives import (
     SpanLengths,
     random_spans_mask,
@@ -61,7 +62,10 @@ def read_corpus(patterns: Sequence[str] = ()) -> Corpus:
 
 
 def _matches(pattern: str) -> list[Path]:
-    found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
+    try:
+        found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
+    except ValueError:  # of a name that no file can have
+        found = []
     if not found:
         raise ConfigError(f"{pattern!r}: there is no such text file (looked from {Path.cwd()}).")
     return found
@@ -69,7 +73,7 @@ def _matches(pattern: str) -> list[Path]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_regular(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{path}: expected UTF-8 text, found a byte that is none at position {error.start}."

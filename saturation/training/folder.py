@@ -24,7 +24,8 @@ from typing import Any
 from etils import epath
 
 from saturation.errors import ConfigError, ResultsError
-from saturation.runfolder import RunFolder, read_regular, write_whole
+from saturation.local_files import read_regular, refuse_impossible
+from saturation.runfolder import RunFolder, write_whole
 
 RECORD = "pretrain.json"
 LOG = "log.csv"
@@ -43,6 +44,10 @@ def open_place(out: str) -> Place:
         ResultsError: when what it needs is not installed.
     """
     if not in_bucket(out):
+        try:
+            refuse_impossible(out)
+        except OSError as error:
+            raise ConfigError(f"out: {error.strerror}.") from error
         return Path(out)
     if not out.startswith("gs://"):
         raise ConfigError(f"out: {out}: a pretraining writes to a local folder or to gs://.")
@@ -139,18 +144,33 @@ def read_record(folder: Place) -> dict[str, Any] | None:
         ResultsError: when it is damaged.
     """
     try:
-        if in_bucket(folder):
-            content = RunFolder(folder).read(RECORD)
-        else:
-            content = read_regular(Path(folder / RECORD))
-        return None if content is None else json.loads(content)
+        content = _read(folder, RECORD)
+        if content is None:
+            return None
+        record = json.loads(content)
+        sessions = record.get("sessions") if isinstance(record, dict) else None
+        if not isinstance(sessions, list):
+            raise _no_record(folder)
+        return record
+    except (OSError, ValueError, RecursionError) as error:
+        raise _no_record(folder) from error
+
+
+def _read(folder: Place, name: str) -> bytes | None:
+    """Return what a file of a pretraining holds, or None where there is none."""
+    if in_bucket(folder):
+        return RunFolder(folder).read(name)
+    try:
+        return read_regular(folder / name)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise ResultsError(
-            f"{folder / RECORD}: expected the record of a pretraining; it cannot be read. Restore "
-            "it, or set another `out`."
-        ) from error
+
+
+def _no_record(folder: Place) -> ResultsError:
+    return ResultsError(
+        f"{folder / RECORD}: expected the record of a pretraining; it is damaged or it cannot "
+        "be read. Restore it, or set another `out`."
+    )
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -183,6 +203,37 @@ def _write(path: Place, content: bytes) -> None:
         write_whole(Path(path), lambda file: file.write(content))
 
 
+def read_log(folder: Place) -> list[tuple[int, str]]:
+    """Return (step, line) of each row of log.csv; none where there is no such file.
+
+    Raises:
+        ResultsError: when it is damaged.
+    """
+    try:
+        lines = (_read(folder, LOG) or b"").decode().splitlines(keepends=True)
+        if lines and lines[0].strip() != ",".join(COLUMNS):
+            raise ValueError(f"line 1 is {lines[0][:60]!r}")
+        rows = [line for line in lines[1:] if line.endswith("\n")]  # a kill may tear the last
+        return [(_step(number, line), line) for number, line in enumerate(rows, start=2)]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ResultsError(
+            f"{folder / LOG}: expected the log of a pretraining, with the columns "
+            f"{', '.join(COLUMNS)}; it is damaged ({reason}). Restore it, or remove it: the rows "
+            "of steps that were made are then lost, and nothing else."
+        ) from error
+
+
+def _step(number: int, line: str) -> int:
+    cells = line.split(",")
+    try:
+        if len(cells) != len(COLUMNS):
+            raise ValueError
+        return [int(cells[0]), *map(float, cells[1:])][0]
+    except ValueError as error:
+        raise ValueError(f"line {number} is {line[:60]!r}") from error
+
+
 class Log:
     """log.csv: one row an update, or every few.
 
@@ -201,16 +252,10 @@ class Log:
 
     def __init__(self, folder: Place, step: int) -> None:
         self._path = folder / LOG
-        kept = [line for line in self._rows() if int(line.partition(",")[0]) <= step]
+        kept = [line for number, line in read_log(folder) if number <= step]
         self._lines = [",".join(COLUMNS) + "\n", *kept]
         with writing_to(folder):
             _write_text(self._path, "".join(self._lines))
-
-    def _rows(self) -> list[str]:
-        if not self._path.is_file():  # a pipe would wait for its writer
-            return []
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)[1:]
-        return [line for line in lines if line.endswith("\n")]  # a killed run may tear the last
 
     def append(self, rows: list[dict[str, float]]) -> None:
         """Add rows of step, loss, learning_rate and norm; on a local disk they are there then."""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from saturation.config import PretrainConfig
-from saturation.errors import Stopped
+from saturation.errors import ResultsError, Stopped
 from saturation.models import T5
 from saturation.progress import Progress
 from saturation.signals import stop_requested
@@ -22,6 +22,7 @@ from saturation.training.folder import (
     check_identity,
     keep_vocabulary,
     open_place,
+    read_log,
     start_session,
 )
 from saturation.training.objectives import lengths_to_fill
@@ -58,6 +59,7 @@ def pretrain(config: PretrainConfig, progress: Progress | None = None) -> Place:
     check_identity(folder, identity)
     store = Store(folder)
     try:
+        _refuse_lost(store, chosen)
         if store.latest != config.steps:
             run = _begin(config, batches, store)
             start_session(folder, identity, run.first, jax.devices()[0].device_kind)
@@ -67,6 +69,19 @@ def pretrain(config: PretrainConfig, progress: Progress | None = None) -> Place:
     finally:
         store.close()
     return folder
+
+
+def _refuse_lost(store: Store, chosen: tuple[int, ...]) -> None:
+    """Raise `ResultsError` where a checkpoint that was written is gone, or the log is damaged."""
+    made = [step for step in chosen if store.latest is not None and step <= store.latest]
+    lost = [step for step in made if step not in store.steps]
+    if lost:
+        raise ResultsError(
+            f"{store.folder}: the pretraining is past step {lost[-1]}, and of its checkpoints "
+            f"{', '.join(map(str, lost[:5]))}{' and others' * (len(lost) > 5)} can no longer be "
+            "found. Restore what is lost; or, to train again, set another `out`."
+        )
+    read_log(store.folder)
 
 
 def _prepare(config: PretrainConfig) -> tuple[SpanCorruptionBatches, dict[str, Any]]:
