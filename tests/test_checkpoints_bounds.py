@@ -253,6 +253,14 @@ def test_a_special_file_in_a_store_is_never_opened(tmp_path, kind, monkeypatch):
     assert f"{victim} is a pipe, a socket or a device" in text
 
 
+def test_a_link_in_a_store_that_leads_to_itself(tmp_path):
+    write_orbax(tmp_path / "store", use_ocdbt=True)
+    victim = next(path for path in sorted(tmp_path.glob("store/d/*")) if path.is_file())
+    victim.unlink()
+    victim.symlink_to(victim.name)
+    assert "cannot be listed" in attack(tmp_path / "store")
+
+
 def test_a_special_file_elsewhere_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     folder = LocalFolder(tmp_path)

@@ -290,15 +290,20 @@ class LocalFolder(Folder):
             if (real := os.path.realpath(place)) in seen:  # links may go in circles
                 continue
             seen.add(real)
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    if entry.is_dir():
-                        below.append(entry.path)
-                    elif not entry.is_file() and os.path.exists(entry.path):
-                        raise CheckpointFormatError(
-                            f"{entry.path} is a pipe, a socket or a device, and no file of a "
-                            "checkpoint. Remove it, and copy the checkpoint again."
-                        )
+            try:
+                with os.scandir(place) as entries:
+                    found = [(e.path, e.is_dir(), e.is_file()) for e in entries]
+            except OSError as error:  # such as a link that leads to itself
+                raise CheckpointFormatError(
+                    f"{place} cannot be listed: {error.strerror}."
+                ) from error
+            for path, folder, file in found:
+                if not folder and not file and os.path.exists(path):
+                    raise CheckpointFormatError(
+                        f"{path} is a pipe, a socket or a device, and no file of a checkpoint. "
+                        "Remove it, and copy the checkpoint again."
+                    )
+            below += [path for path, folder, _ in found if folder]
 
     def _children(self) -> Mapping[str, bool]:
         try:
