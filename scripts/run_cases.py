@@ -88,7 +88,8 @@ def run_case(path: Path, settings: Settings) -> Iterator[tuple[str, str, Outcome
     place = settings.out / path.stem
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
-    environment = {"SATURATION": settings.saturation}
+    servers = Path(__file__).resolve().parents[1] / "tests"
+    environment = {"SATURATION": settings.saturation, "SERVERS": str(servers)}
     if "T5" in path.read_text(encoding="utf-8") or path.suffix == ".sh":
         environment["T5"] = str(_tiny_t5(path.parent, settings))
     if path.suffix == ".sh":
@@ -97,10 +98,14 @@ def run_case(path: Path, settings: Settings) -> Iterator[tuple[str, str, Outcome
         return
     needs_torch = re.search(r"\((?:[^)]*\b)?(torch|transformers)\b", head) is not None
     python = settings.torch if needs_torch or "import torch" in head else sys.executable
-    if "FOLDER" not in head:
-        yield path.stem, "case", _run([python, path], settings, environment)
+    usage = re.search(r"usage: make\.py((?: [A-Z]+)+)", head)
+    words = usage[1].split() if usage else []
+    given = {"FOLDER": place, "SATURATION": settings.saturation, "PREFIX": "module."}
+    command = [python, path, *(given[word] for word in words if word in given)]
+    if "FOLDER" not in words:
+        yield path.stem, "case", _run(command, settings, environment)
         return
-    yield path.stem, "make", _run([python, path, place], settings, environment)
+    yield path.stem, "make", _run(command, settings, environment)
     for trajectory in _trajectories(place):
         name = str(trajectory.relative_to(settings.out))
         run = settings.out / "runs" / name.replace("/", "_")
