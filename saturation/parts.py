@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saturation.checkpoints.parallel import AT_ONCE, each
 from saturation.errors import ResultsError
 from saturation.measures import MEASURES, find_measures
 from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure
@@ -357,7 +356,9 @@ def verify_parts(
         for span in parts.get((measure.name, key), [])
         if any(span[0] <= step <= span[1] for step in described["steps"])
     ]
-    each(lambda one: read_part(folder, described, *one), wanted, AT_ONCE if folder.remote else 1)
+    # One after the other: where several processes share a run, they read it together.
+    for measure, key, span in wanted:
+        read_part(folder, described, measure, key, span)
 
 
 def _columns(measure: Measure) -> set[str]:

@@ -159,7 +159,7 @@ def test_a_run_of_the_former_version_is_read_and_not_extended(tmp_path):
         save_file(arrays, tmp_path / "t" / f"step_{step}" / "model.safetensors")
         whole = np.concatenate([array.ravel() for array in arrays.values()]).astype(np.float64)
     shutil.copytree(FORMER, tmp_path / "r")
-    with pytest.warns(FormerVersionWarning, match="records one small matrix of its first and last"):
+    with pytest.warns(FormerVersionWarning, match="has no fingerprint of every checkpoint"):
         table = saturation.load_results(tmp_path / "r")
     last = table.query("metric == 'l2' and scope == 'total' and step == 20")["value"].item()
     assert last == pytest.approx(np.linalg.norm(whole), rel=1e-12)

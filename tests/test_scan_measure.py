@@ -216,7 +216,7 @@ def test_a_run_is_resumed_joined_by_other_measures_and_refused_with_another_corp
 ):
     steps = iter((0, 10, 0, 10))
 
-    def observe_made(one_pass, parameters, measures, settings):
+    def observe_made(one_pass, parameters, measures, settings, *_):
         step = next(steps)
         profile = {"common_at_7": 1 - step / 10, "distinct_at_7": step / 10}
         made = {name: values[0] for name, values in statistics([profile], [1.0]).items()}
