@@ -67,11 +67,6 @@ class RunFolder:
                     "local folder."
                 ) from error
 
-    @property
-    def remote(self) -> bool:
-        """Whether reading takes requests over a network."""
-        return self._remote is not None
-
     def read(self, name: str) -> bytes | None:
         """Return a file's bytes, or None where there is no such file."""
         try:
