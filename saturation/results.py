@@ -26,11 +26,11 @@ from saturation.measures.base import (
 from saturation.parts import (
     ACTIVATIONS,
     Status,
+    completeness,
     describe,
     part_keys,
     read_part,
     readable_measures,
-    status,
 )
 from saturation.runfolder import RunFolder
 from saturation.scopes import is_kernel, scopes
@@ -63,7 +63,7 @@ def load_results(run: str | Any, partial: bool = False) -> pd.DataFrame:
 
     folder = RunFolder(run)
     described = describe(folder)
-    found = status(folder)
+    found = completeness(folder, described)
     if found.former:
         warnings.warn(
             f"{folder.path}: left out what another version of a measure wrote ({found.former}). "
