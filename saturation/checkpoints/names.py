@@ -214,8 +214,7 @@ def mesh_tensorflow(arrays: Mapping[str, DiskArray], where: str) -> dict[str, So
     """
     refuse_names(arrays, where)
     weights = [name for name, a in arrays.items() if a.is_weight and not _SLOT.search(name)]
-    spelled = _mesh_spelling(weights)
-    named = {name: translate(spelled[name], _MESH, _T5X) for name in weights}
+    named = _mesh_names(tuple(weights))
     unknown = [name for name, canonical in named.items() if canonical is None]
     if len(unknown) == len(weights):
         return with_fan_in({name: Source(name) for name in weights}, arrays)
@@ -228,6 +227,12 @@ def mesh_tensorflow(arrays: Mapping[str, DiskArray], where: str) -> dict[str, So
         raise CheckpointFormatError(f"{where}: two variables are the same parameter.")
     shared = _shared_bias(canonical, per_layer=False)
     return with_fan_in({name: Source(disk) for name, disk in shared.items()}, arrays)
+
+
+@lru_cache(8)  # the checkpoints of a trajectory have the same names
+def _mesh_names(names: tuple[str, ...]) -> Mapping[str, str | None]:
+    """Return each variable's name in T5X, or None where no T5 has it."""
+    return {n: translate(new, _MESH, _T5X) for n, new in _mesh_spelling(names).items()}
 
 
 def _mesh_spelling(names: Iterable[str]) -> dict[str, str]:

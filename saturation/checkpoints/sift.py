@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,9 @@ _ADAPTER = re.compile(
     r"lora_([ABab]|down|up|embedding_[ABab]|magnitude_vector)|lo[hk]r_\w+|hada_w\d_[ab]|ia3_l"
     r"|prompt_embeddings|vera_lambda_[bd]|oft_[rs]"
 )
+
+# The checkpoints of a trajectory have the same names: what was found out of so many is kept.
+_NAMES = 4096
 
 
 def sift(
@@ -93,6 +97,7 @@ def why_no_parameter(name: str, array: DiskArray) -> str | None:
     return f"not real floating point ({array.dtype})"
 
 
+@lru_cache(_NAMES)
 def is_constant(name: str, shape: tuple[int, ...]) -> bool:
     """Say whether a name is that of a rotary table, a mask, a cache or a running value."""
     parts = _parts(name)
@@ -118,7 +123,7 @@ def refuse_adapter_file(where: str, config: Mapping[str, Any]) -> CheckpointForm
 
 def _refuse_adapter(arrays: Mapping[str, DiskArray], where: str) -> None:
     weights = [name for name, array in arrays.items() if array.is_weight]
-    if weights and all(any(map(_ADAPTER.fullmatch, _parts(name))) for name in weights):
+    if weights and all(map(_is_of_adapter, weights)):
         raise refuse_adapter_file(where, {})
 
 
@@ -127,8 +132,8 @@ def _refuse_quantised(
 ) -> None:
     settings = config.get("quantization_config")
     method = settings.get("quant_method") if isinstance(settings, dict) else None
-    named = [n for n in arrays if any(map(_QUANTISED.fullmatch, _parts(n)[-2:]))]
-    scaled = {found[group] for n in arrays if (found := _SCALE.fullmatch(n)) for group in (1, 2)}
+    named = [name for name in arrays if _is_of_quantised(name)]
+    scaled = {stem for name in arrays for stem in _scaled_by(name)}
     codes = [name for name, a in arrays.items() if _is_code(name, a, scaled, bool(settings))]
     if not named and not codes:
         return
@@ -161,6 +166,23 @@ def _is_code(name: str, array: DiskArray, scaled: Container[str], configured: bo
     return integers and (_is_weight_name(name) or has_scale)
 
 
+@lru_cache(_NAMES)
+def _is_of_adapter(name: str) -> bool:
+    return any(map(_ADAPTER.fullmatch, _parts(name)))
+
+
+@lru_cache(_NAMES)
+def _is_of_quantised(name: str) -> bool:
+    return any(map(_QUANTISED.fullmatch, _parts(name)[-2:]))
+
+
+@lru_cache(_NAMES)
+def _scaled_by(name: str) -> tuple[str, ...]:
+    """Return the array, and its module, whose scale a name can be."""
+    found = _SCALE.fullmatch(name)
+    return (found["array"], found["module"]) if found else ()
+
+
 def _is_unread(array: DiskArray) -> bool:
     return isinstance(array, UnreadArray) or (
         bool(array.shape) and np.issubdtype(array.dtype, np.complexfloating)
@@ -171,7 +193,8 @@ def _is_weight_name(name: str) -> bool:
     return _parts(name)[-1] in _WEIGHT
 
 
-def _parts(name: str) -> list[str]:
-    parts = re.split(r"[./]", name)
+@lru_cache(_NAMES)
+def _parts(name: str) -> tuple[str, ...]:
+    parts = tuple(re.split(r"[./]", name))
     # What flax.nnx calls the array inside a variable.
     return parts[:-1] if len(parts) > 1 and parts[-1] in ("value", "raw_value") else parts
