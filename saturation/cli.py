@@ -302,16 +302,19 @@ def audit_trajectory(
     """Look for what is missing, damaged, doubled or out of place; exit 1 if anything is."""
     from saturation.audit import audit
     from saturation.listing import audit_text
+    from saturation.survey import without_checksums
     from saturation.trajectory import open_trajectory
 
     opened = open_trajectory(trajectory, steps)
     findings = audit(opened, every, full)
+    without = without_checksums(opened)
     described = {
         "path": opened.path,
         "steps": list(opened.steps),
         "findings": [finding.to_json() for finding in findings],
+        "without_checksums": {str(step): list(files) for step, files in without.items()},
     }
-    _print(described if as_json else audit_text(opened, findings))
+    _print(described if as_json else audit_text(opened, findings, without))
     if findings:
         raise typer.Exit(EXIT_FAILED)
 

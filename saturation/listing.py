@@ -16,6 +16,7 @@ from saturation.local_files import read_regular
 from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure
 from saturation.parts import Status
 from saturation.results import load_results
+from saturation.survey import survey
 
 if TYPE_CHECKING:
     from saturation.audit import Finding
@@ -28,7 +29,11 @@ _MOST_REASONS = 8
 
 
 def describe_trajectory(trajectory: Trajectory) -> dict[str, Any]:
-    """Return path, format, steps, and of the first checkpoint the arrays, parameters and bytes."""
+    """Return path, format, steps, and of the first checkpoint the arrays, parameters and bytes.
+
+    `wrappers_by_step` and `without_checksums` are of the steps `looked_at`, see `Survey`.
+    """
+    seen = survey(trajectory)
     checkpoint = trajectory[trajectory.steps[0]]
     unchanging = constants(trajectory, checkpoint.parameters)
     still = {name for name, _ in unchanging}
@@ -48,6 +53,9 @@ def describe_trajectory(trajectory: Trajectory) -> dict[str, Any]:
         "bytes": bytes_each * len(trajectory.steps),
         "files": list(checkpoint.files),
         "wrappers": checkpoint.wrappers,
+        "looked_at": list(seen.steps),
+        "wrappers_by_step": {str(step): words for step, words in seen.wrappers.items()},
+        "without_checksums": {str(step): list(files) for step, files in seen.unsummed.items()},
         "left_out": [{"name": name, "reason": reason} for name, reason in left_out],
         "ignored": [{"name": name, "reason": reason} for name, reason in trajectory.ignored],
     }
@@ -68,11 +76,44 @@ def trajectory_text(described: Mapping[str, Any]) -> str:
     ]
     if described["files"]:
         lines.append(f"  read from   {_few(described['files'])}")
-    if described["wrappers"]:
-        lines.append(f"  wrapped in  {described['wrappers']}, taken off the names")
+    if wrapped := _wrapped_text(described):
+        lines.append(f"  wrapped in  {wrapped}")
+    if without := described["without_checksums"]:
+        lines.append(f"  checksums   {unsummed_text(without, len(described['looked_at']))}")
     lines += _reasons("left out", described["left_out"])
     lines += _reasons("ignored", described["ignored"])
     return "\n".join(lines)
+
+
+def _wrapped_text(described: Mapping[str, Any]) -> str:
+    """Return what was taken off the names: by step where steps differ; "" where nothing was."""
+    by_words: dict[str, list[str]] = {}
+    for step, words in described["wrappers_by_step"].items():
+        by_words.setdefault(words, []).append(step)
+    if len(by_words) < 2:
+        return f"{described['wrappers']}, taken off the names" if described["wrappers"] else ""
+    parts = (
+        f"{words or 'nothing'} at step{'s' * (len(steps) > 1)} {_few(steps)}"
+        for words, steps in by_words.items()
+    )
+    looked = list(map(str, described["looked_at"]))
+    all_seen = len(looked) == len(described["steps"])
+    seen = "" if all_seen else f" (steps {', '.join(looked)} were looked at)"
+    return f"{'; '.join(parts)}, taken off the names{seen}"
+
+
+def unsummed_text(without: Mapping[Any, Sequence[str]], looked: int) -> str:
+    """Return one sentence on the files that lack the checksums that their format has.
+
+    Args:
+      without: those files, by step.
+      looked: how many checkpoints were looked at.
+    """
+    names = sorted({name for files in without.values() for name in files})
+    return (
+        f"none in {_few(names)} of {len(without)} of {looked} checkpoints: what wrote them left "
+        "the checksums out, and a damaged value cannot be told from another"
+    )
 
 
 def _reasons(title: str, items: Sequence[Mapping[str, str]]) -> list[str]:
@@ -147,13 +188,23 @@ def measured_text(outcome: Outcome, out: str, measures: Sequence[str]) -> str:
     )
 
 
-def audit_text(trajectory: Trajectory, findings: Sequence[Finding]) -> str:
-    """Return what `audit` prints: a line a finding, and how many there are."""
-    looked = f"{trajectory.path}: {len(trajectory)} checkpoints, "
-    if not findings:
-        return f"{looked}nothing found wrong."
+def audit_text(
+    trajectory: Trajectory,
+    findings: Sequence[Finding],
+    without: Mapping[int, Sequence[str]] | None = None,
+) -> str:
+    """Return what `audit` prints: a line a finding, what has no checksums, and how many findings.
+
+    Args:
+      trajectory: what was looked at.
+      findings: what was found.
+      without: by step, the files that lack the checksums that their format has.
+    """
     plural = "" if len(findings) == 1 else "s"
-    return "\n".join([*map(str, findings), f"{looked}{len(findings)} finding{plural}."])
+    found = f"{len(findings)} finding{plural}." if findings else "nothing found wrong."
+    unsummed = [f"checksums: {unsummed_text(without, len(trajectory))}."] if without else []
+    last = f"{trajectory.path}: {len(trajectory)} checkpoints, {found}"
+    return "\n".join([*map(str, findings), *unsummed, last])
 
 
 def planned_text(work: Mapping[str, Any]) -> str:

@@ -67,6 +67,10 @@ class Trajectory:
                 self._opened[step] = checkpoints.open_checkpoint(self._folders[step], step)
             return self._opened[step]
 
+    def folder(self, step: int) -> Folder:
+        """Return where the checkpoint of a step lies."""
+        return self._folders[step]
+
     @property
     def format(self) -> str:
         """The name of the first checkpoint's format."""

@@ -14,6 +14,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Served:
       cut: send half of each range.
       page: how many entries a page of a listing has.
       delay: seconds that each answer takes.
+      etags: the web's answers say an ETag and the hub's own the hash of the file.
+      dates: the web's answers say when the file was changed.
       at_once: how many requests were being answered at the same time, at most.
     """
 
@@ -48,6 +51,8 @@ class Served:
     cut: bool = False
     page: int = 1000
     delay: float = 0.0
+    etags: bool = False
+    dates: bool = False
     at_once: int = 0
     under_way: int = 0
 
@@ -120,15 +125,27 @@ class _Handler(BaseHTTPRequestHandler):
         if not asked or not self.served.ranges:
             return self.answer(200, file.read_bytes(), {"Accept-Ranges": "bytes"})
         start, stop = int(asked[1]), min(int(asked[2]) + 1, size)
+        marks = self.marks(file)
         if start >= size:
-            return self.answer(416, b"", {"Content-Range": f"bytes */{size}"})
+            return self.answer(416, b"", {"Content-Range": f"bytes */{size}", **marks})
         with file.open("rb") as opened:
             opened.seek(start)
             content = opened.read(stop - start)
         if self.served.cut:
             content = content[: len(content) // 2]
         headers = {"Content-Range": f"bytes {start}-{stop - 1}/{size}", "Accept-Ranges": "bytes"}
-        return self.answer(206, content, headers)
+        return self.answer(206, content, headers | marks)
+
+    def marks(self, file: Path) -> dict[str, str]:
+        """What an answer with bytes of a file says of its version."""
+        marks = {}
+        if self.served.etags:
+            # Of one answer in two it is weak, as where a proxy stands between.
+            weak = "W/" if self._number % 2 else ""
+            marks["ETag"] = f'{weak}"{hashlib.md5(file.read_bytes()).hexdigest()}"'
+        if self.served.dates:
+            marks["Last-Modified"] = formatdate(file.stat().st_mtime, usegmt=True)
+        return marks
 
 
 @contextmanager
@@ -183,7 +200,13 @@ def hub(repositories: Mapping[str, Mapping[str, Path]]) -> Iterator[Served]:
                 if place and place.is_file():
                     if found[1]:
                         return self.answer_file(place)
-                    return self.answer(302, b"", {"Location": f"/cdn{self.path}"})
+                    headers = {"Location": f"/cdn{self.path}"}
+                    if self.served.etags:
+                        # The other's address is none of this server's, as in life.
+                        elsewhere = self.served.url.replace("127.0.0.1", "localhost")
+                        headers["Location"] = f"{elsewhere}{headers['Location']}"
+                        headers["X-Linked-ETag"] = f'"{_hash(place)}"'
+                    return self.answer(302, b"", headers)
             return self.answer(404, b'{"error": "not found"}')
 
         def tree(self, revisions: Mapping[str, Path], rest: str, query: dict[str, str]) -> None:
@@ -232,9 +255,15 @@ def _entry(root: Path, file: Path) -> dict[str, object]:
     size = file.stat().st_size
     entry = {"type": "file", "oid": "1" * 40, "size": size, "path": path}
     if file.suffix == ".safetensors":
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        entry["lfs"] = {"oid": digest, "size": size, "pointerSize": 134}
+        entry["lfs"] = {"oid": _hash(file), "size": size, "pointerSize": 134}
     return entry
+
+
+def _hash(file: Path) -> str:
+    """What the hub knows a file by: SHA-256 where it is a large one, else git's name (of any)."""
+    if file.suffix == ".safetensors":
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    return "1" * 40
 
 
 def write_large(folder: Path) -> int:

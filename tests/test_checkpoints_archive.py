@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zipfile
 import zlib
@@ -11,12 +12,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import saturation
 from saturation.audit import audit
 from saturation.checkpoints import archive, open_checkpoint
 from saturation.checkpoints.archive import Archive, combine_crc32
 from saturation.checkpoints.storage import LocalFolder
+from saturation.cli import app
 from saturation.errors import CheckpointFormatError
 
 # The pickles are written by hand, instruction by instruction, since torch is not installed.
@@ -170,15 +173,66 @@ def test_headers_that_do_not_agree_are_refused(tmp_path, offset, change):
         open_checkpoint(tmp_path)
 
 
-def test_an_archive_without_checksums_is_read(tmp_path):
-    """torch.serialization.set_crc32_options(False) writes 0 for each."""
-    path = write(tmp_path / "pytorch_model.bin", MATRIX, {"0": VALUES.tobytes()})
+def without_checksums(path: Path, *members: str) -> Path:
+    """Write 0 for the checksums of an archive's members, all by default, in both headers."""
     data = path.read_bytes()
     with zipfile.ZipFile(path) as file:
         for entry in file.infolist():
-            data = data.replace(struct.pack("<I", entry.CRC), bytes(4))
+            if not members or entry.filename in members:
+                assert data.count(struct.pack("<I", entry.CRC)) == 2
+                data = data.replace(struct.pack("<I", entry.CRC), bytes(4))
     path.write_bytes(data)
-    np.testing.assert_array_equal(open_checkpoint(tmp_path).read("w/weight"), VALUES)
+    return path
+
+
+def printed(command: str, path: Path, *options: str) -> str:
+    result = CliRunner().invoke(app, [command, str(path), *options])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("kept", ["as it is", "through strides"])
+def test_an_archive_without_checksums_is_read_and_said(tmp_path, kept):
+    """torch.serialization.set_crc32_options(False) writes 0 for each."""
+    strided = tensor(storage("torch.FloatStorage", "0", 12), (4, 3), (1, 4))
+    entries = MATRIX if kept == "as it is" else {"w.weight": strided}
+    for step in (0, 1, 2):
+        values = VALUES + step
+        path = write(
+            tmp_path / f"step_{step}" / "pytorch_model.bin", entries, {"0": values.tobytes()}
+        )
+        if step:
+            without_checksums(path)
+    for step in (0, 1, 2):
+        checkpoint = open_checkpoint(tmp_path / f"step_{step}")
+        expected = VALUES + step if kept == "as it is" else (VALUES + step).T
+        np.testing.assert_array_equal(checkpoint.read("w/weight"), expected)
+        checkpoint.verify()
+        assert checkpoint.unsummed == (("pytorch_model.bin",) if step else ())
+
+    said = printed("audit", tmp_path, "--full").splitlines()
+    assert said[0].startswith("checksums: none in pytorch_model.bin of 2 of 3 checkpoints")
+    assert said[1].endswith("3 checkpoints, nothing found wrong.")
+    (line,) = [one for one in printed("ls", tmp_path).splitlines() if "checksums" in one]
+    assert "none in pytorch_model.bin of 2 of 3 checkpoints" in line
+    for command in ("audit", "ls"):
+        found = json.loads(printed(command, tmp_path, "--json"))["without_checksums"]
+        assert found == {"1": ["pytorch_model.bin"], "2": ["pytorch_model.bin"]}
+
+
+def test_an_archive_with_checksums_says_nothing_of_them(tmp_path):
+    write(tmp_path / "step_0" / "pytorch_model.bin", MATRIX, {"0": VALUES.tobytes()})
+    for command in ("audit", "ls"):
+        assert "checksums: " not in (said := printed(command, tmp_path))
+        assert "checksums  " not in said
+
+
+@pytest.mark.parametrize("member", ["archive/data/0", "archive/data.pkl"])
+def test_where_some_members_have_checksums_0_is_one(tmp_path, member):
+    path = write(tmp_path / "pytorch_model.bin", MATRIX, {"0": VALUES.tobytes()})
+    without_checksums(path, member)
+    with pytest.raises(CheckpointFormatError, match=f"its member '{member}' is damaged"):
+        open_checkpoint(tmp_path).read("w/weight")
 
 
 def test_sizes_that_follow_the_bytes(tmp_path):

@@ -69,6 +69,50 @@ def test_a_trajectory_wrapped_at_some_steps_has_one_set_of_names(tmp_path, prefi
     assert set(parameters) == {"embed_tokens/weight", "layers/0/mlp/up_proj/weight"}
 
 
+def wrapped_line(path: Path) -> str:
+    lines = trajectory_text(describe_trajectory(open_trajectory(path))).splitlines()
+    return "".join(
+        line.partition("wrapped in")[2].strip() for line in lines if "wrapped in" in line
+    )
+
+
+def test_what_each_step_is_wrapped_in_is_said(tmp_path):
+    words = {0: "", 100: "module.", 200: "_orig_mod.", 300: "module."}
+    for step, word in words.items():
+        write(tmp_path / f"step_{step}", gpt(step, word))
+    said = "nothing at step 0; module at steps 100, 300; _orig_mod at step 200, taken off the names"
+    assert wrapped_line(tmp_path) == said
+    found = describe_trajectory(open_trajectory(tmp_path))["wrappers_by_step"]
+    assert found == {str(step): word.rstrip(".") for step, word in words.items()}
+
+
+def test_of_steps_that_are_wrapped_alike_one_is_opened(tmp_path, monkeypatch):
+    for step in range(5):
+        write(tmp_path / f"step_{step}", gpt(step, "module."))
+    trajectory = open_trajectory(tmp_path)
+    assert wrapped_line(tmp_path) == "module, taken off the names"
+    describe_trajectory(trajectory)
+    assert set(trajectory._opened) == {0}
+
+
+def test_over_a_network_three_steps_are_looked_at(tmp_path):
+    for step in range(7):
+        write(tmp_path / f"step_{step}", gpt(step, "module." if step == 6 else ""))
+    trajectory = open_trajectory(tmp_path)
+    trajectory.remote = True
+    described = describe_trajectory(trajectory)
+    assert described["looked_at"] == [0, 3, 6]
+    said = "nothing at steps 0, 3; module at step 6, taken off the names"
+    assert f"{said} (steps 0, 3, 6 were looked at)" in trajectory_text(described)
+
+
+def test_a_step_that_cannot_be_read_does_not_stop_the_listing(tmp_path):
+    for step in (0, 1):
+        write(tmp_path / f"step_{step}", gpt(step, "module."))
+    (tmp_path / "step_1" / "model.safetensors").write_bytes(b"\x40\0\0\0\0\0\0\0{")
+    assert wrapped_line(tmp_path) == "module, taken off the names"
+
+
 def test_only_what_stands_before_all_names_is_taken_off_a_model_that_is_no_t5(tmp_path):
     head = np.ones((V, D), np.float32)
     path = write(tmp_path / "a", gpt(prefix="model.") | {"lm_head.weight": head})

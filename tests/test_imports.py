@@ -37,7 +37,7 @@ FLOW = (
     ("checkpoints",),
     ("manifest", "folder_steps"),
     ("trajectory",),
-    ("audit", "constants"),
+    ("audit", "constants", "survey"),
     ("measures",),
     ("seal",),
     ("runfolder",),

@@ -16,7 +16,7 @@ from made_trajectory import write_trajectory
 from saturation.checkpoints import places
 from saturation.checkpoints.places import Bucket, File
 from saturation.checkpoints.places import nested as nested_listing
-from saturation.errors import TrajectoryError
+from saturation.errors import CheckpointFormatError, TrajectoryError
 from saturation.trajectory import open_trajectory
 
 STEPS = (0, 10, 30)
@@ -139,6 +139,26 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_s3(tmp_path: Path, s3: str) -> None:
     local = write_trajectory(tmp_path / "run", STEPS)
     files = fsspec.filesystem("s3", skip_instance_cache=True)
-    files.mkdir(s3)
+    files.makedirs(s3, exist_ok=True)
     files.put(str(local), f"{s3}/run", recursive=True)
     assert_same(open_trajectory(f"s3://{s3}/run"), open_trajectory(local))
+
+
+def negated(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: -array for name, array in arrays.items()}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_object_of_s3_that_is_replaced_is_noticed(tmp_path: Path, s3: str) -> None:
+    local = write_trajectory(tmp_path / "run", STEPS)
+    other = write_trajectory(tmp_path / "other", STEPS, lambda _, arrays: negated(arrays))
+    files = fsspec.filesystem("s3", skip_instance_cache=True)
+    files.makedirs(s3, exist_ok=True)  # moto keeps it from one server to the next
+    files.put(str(local), f"{s3}/replaced", recursive=True)
+    trajectory = open_trajectory(f"s3://{s3}/replaced")
+    for checkpoint in trajectory:
+        checkpoint.load()
+    files.put(str(other / "step_10/model.safetensors"), f"{s3}/replaced/step_10/model.safetensors")
+    trajectory[30].load()
+    with pytest.raises(CheckpointFormatError, match="has changed since it was listed, its version"):
+        trajectory[10].load()

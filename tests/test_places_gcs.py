@@ -24,7 +24,7 @@ from servers import write_large
 import saturation
 from saturation.checkpoints import open_folder
 from saturation.config import PretrainConfig
-from saturation.errors import ResultsError, Stopped, TrajectoryError
+from saturation.errors import CheckpointFormatError, ResultsError, Stopped, TrajectoryError
 from saturation.run import measure
 from saturation.runfolder import RunFolder
 from saturation.training import loop
@@ -72,6 +72,10 @@ def bucket() -> Iterator[Callable[[Path, str], None]]:
 
     with pytest.MonkeyPatch.context() as environment:
         environment.setattr(emulator_objects, "download", with_generation)
+        for _, handlers in emulator.HANDLERS:
+            for method, handler in handlers.items():
+                if handler is answer:  # gcsfs's way to it
+                    environment.setitem(handlers, method, with_generation)
         # The first is for gcsfs, the other for TensorStore, by which Orbax writes.
         environment.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
         environment.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{port}")
@@ -178,6 +182,21 @@ def test_of_a_large_file_only_the_bytes_asked_for_travel(tmp_path, bucket, recei
     checkpoint.read("layer/3/weight")
     wanted = 4 * 10**6 + 10**7
     assert wanted <= sum(received) <= 1.01 * wanted
+
+
+def test_an_object_that_is_replaced_is_noticed(tmp_path, bucket, received) -> None:
+    write_trajectory(tmp_path / "run", STEPS)
+    bucket(tmp_path / "run", "replaced")
+    trajectory = open_trajectory(f"gs://{BUCKET}/replaced")
+    for checkpoint in trajectory:
+        checkpoint.load()
+    write_trajectory(tmp_path / "other", STEPS, lambda _, one: {k: -v for k, v in one.items()})
+    bucket(tmp_path / "other/step_10", "replaced/step_10")
+    trajectory[0].load()
+    before = len(received)
+    with pytest.raises(CheckpointFormatError, match="has changed since it was listed, its version"):
+        trajectory[10].load()
+    assert len(received) == before + 1
 
 
 def test_the_dry_run_says_what_is_read(tmp_path, bucket, received) -> None:

@@ -4,6 +4,9 @@ Python's `zipfile` finds the members; their bytes are read in place. A zip file 
 member twice, in its table and before its bytes: the two must agree, and the bytes must have the
 CRC-32 that the table says. On a disk, a large member is verified whole when any of it is first
 read, by all cores; over a network, when all of it has been read, so that nothing is read twice.
+An archive whose table says 0 for every member has no checksums: torch writes such ones where it is
+told to (`torch.serialization.set_crc32_options(False)`), and itself verifies none. It is read, and
+what is read from it says so. Where one member has a checksum, 0 is that of the others.
 Sources: APPNOTE.TXT of PKWARE, 4.3; https://github.com/madler/zlib (`crc32_combine`).
 """
 
@@ -54,7 +57,6 @@ class Archive:
         self._entries = {entry.filename: entry for entry in entries}
         if len(self._entries) != len(entries):
             raise Refused("two of its members have one name")
-        # torch.serialization.set_crc32_options(False) writes 0 for every member.
         self._summed = any(entry.CRC for entry in entries)
         self._opened: dict[str, Member] = {}
 
@@ -108,12 +110,14 @@ class Member:
     Attributes:
       start: the byte of the file at which it begins.
       size: how many bytes it has.
+      unsummed: the archive's name where it has no checksums, else "".
     """
 
     def __init__(
         self, folder: Folder, name: str, start: int, size: int, checksum: int | None, where: str
     ):
         self.start, self.size = start, size
+        self.unsummed = name if checksum is None else ""
         self._folder, self._name = folder, name
         self._checksum, self._where = checksum, where
         self._lock = threading.Lock()
@@ -195,7 +199,7 @@ class _MemberArray(DiskArray):
     """An array in a member of an archive, verified with it."""
 
     def __init__(self, member: Member, stored: FileArray, offset: int):
-        self.shape, self.dtype = stored.shape, stored.dtype
+        self.shape, self.dtype, self.unsummed = stored.shape, stored.dtype, member.unsummed
         self._member, self._stored, self._offset = member, stored, offset
 
     def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:

@@ -74,10 +74,15 @@ class LeftOut(NamedTuple):
 
 
 class DiskArray(ABC):
-    """One array as a format stores it."""
+    """One array as a format stores it.
+
+    Attributes:
+      unsummed: the file whose writer left out the checksums that its format has, else "".
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    unsummed: str = ""
 
     @abstractmethod
     def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
@@ -286,6 +291,11 @@ class Checkpoint:
         """
         for array in self._arrays.values():
             array.verify()
+
+    @property
+    def unsummed(self) -> tuple[str, ...]:
+        """The files whose writer left out the checksums that their format has."""
+        return tuple(sorted({array.unsummed for array in self._arrays.values()} - {""}))
 
     def block_axis(self, name: str) -> int:
         """Return the axis along which slices of a parameter are cheapest to read."""

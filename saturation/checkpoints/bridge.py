@@ -22,6 +22,8 @@ from saturation.errors import CheckpointFormatError
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 _folders: dict[str, Folder] = {}
+# Why a folder's files could not be read, last: TensorStore hands on a status alone.
+_failures: dict[int, CheckpointFormatError] = {}
 _lock = threading.Lock()
 _server: ThreadingHTTPServer | None = None
 
@@ -41,6 +43,11 @@ def bridged(folder: Folder) -> dict[str, Any]:
         _folders[name] = folder
         port = _server.server_port
     return {"driver": "http", "base_url": f"http://127.0.0.1:{port}/{name}/"}
+
+
+def failure(folder: Folder) -> CheckpointFormatError | None:
+    """Return why TensorStore got no bytes of a bridged folder, the last time, once; or None."""
+    return _failures.pop(id(folder), None)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -69,6 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
             content = folder.read(name, start, stop)
             self._answer(206 if asked else 200, content, f"bytes {start}-{stop - 1}/{size}")
         except CheckpointFormatError as error:
+            _failures[id(folder)] = error
             # A status that TensorStore does not try again: the folder has done so.
             self._answer(400, str(error).encode())
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from saturation.checkpoints.hub_guard import guarded
-from saturation.checkpoints.places import File, Listing, Place, exactly, nested
+from saturation.checkpoints.places import File, Listing, Place, exactly, nested, refuse_changed
 from saturation.checkpoints.retry import ATTEMPTS, Denied, Unusable, retrying
-from saturation.checkpoints.web import Client
+from saturation.checkpoints.web import Answered, Client
 from saturation.errors import CheckpointFormatError
 
 Result = TypeVar("Result")
@@ -103,7 +103,7 @@ class Hub(Place):
             raise FileNotFoundError(path)
         return entry
 
-    def fetch(self, path: str, start: int, stop: int) -> bytes:  # noqa: D102
+    def fetch(self, path: str, file: File, start: int, stop: int) -> bytes:  # noqa: D102
         from huggingface_hub import hf_hub_url  # pyright: ignore[reportMissingImports]
 
         _refuse_offline()
@@ -115,8 +115,23 @@ class Hub(Place):
             revision=of.revision,
             endpoint=endpoint(),
         )
-        data, *_ = self._client.range(address, start, stop, _headers())
+
+        def check(said: Answered) -> None:
+            refuse_changed("size", file.size, said.size)
+            # Of the hub's own answers, as huggingface_hub takes it: those of the network of caches
+            # that it leads to have ETags of their own.
+            now = _hexadecimal(said.own.get("X-Linked-ETag") or said.own.get("ETag") or "")
+            if now and len(now) == len(file.digest or ""):
+                refuse_changed("hash", file.digest, now)
+
+        data, _ = self._client.range(address, start, stop, _headers(), check)
         return exactly(data, start, stop)
+
+
+def _hexadecimal(mark: str) -> str:
+    """Return the hash that an ETag is, of 40 digits (git's) or 64 (SHA-256); else ""."""
+    found = re.fullmatch(r'(?:W/)?"?([0-9a-f]{40}|[0-9a-f]{64})"?', mark.strip())
+    return found[1] if found else ""
 
 
 def endpoint() -> str:

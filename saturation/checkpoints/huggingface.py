@@ -79,6 +79,29 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     return _named(_Stored(folder, step, config, found, files, tuple(left_out)), arrays)
 
 
+class Glance(NamedTuple):
+    """What the headers of a checkpoint's files tell, of which no array is read.
+
+    Attributes:
+      names: of all arrays, on disk.
+      unsummed: the files whose writer left out the checksums that their format has.
+    """
+
+    names: frozenset[str]
+    unsummed: tuple[str, ...]
+
+
+def glance(folder: Folder) -> Glance:
+    """Look at the headers of a checkpoint's files.
+
+    Raises:
+      CheckpointFormatError: a file is missing or damaged.
+    """
+    arrays, _ = _arrays(folder)
+    unsummed = {array.unsummed for array in arrays.values()} - {""}
+    return Glance(frozenset(arrays), tuple(sorted(unsummed)))
+
+
 def settings_beside(folder: Folder) -> dict[str, Any]:
     """Return what the config.json in a folder, if it is of a T5, says of the computation."""
     return _settings(folder, _json(folder, _CONFIG) if _CONFIG in folder.files else {})

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from saturation.checkpoints.bridge import failure
 from saturation.checkpoints.retry import redacted
 from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.zarr import Fetch
@@ -35,7 +36,7 @@ class Store:
     def __init__(self, folder: Folder, parts: Sequence[Folder]):
         import tensorstore as ts
 
-        self._where = folder.path
+        self._where, self._parts = folder.path, parts
         # A checkpoint does not change: nodes of the tree read since now need no second look,
         # which over a network would be a request for each chunk.
         self._opened = time.time()
@@ -72,6 +73,8 @@ class Store:
                 f"within {_LIST_SECONDS} s."
             ) from error
         except (ValueError, OSError, RuntimeError, KeyError, NotImplementedError) as error:
+            if (why := next(filter(None, map(failure, self._parts)), None)) is not None:
+                raise why from error
             reason = redacted(str(error)).split(" [")[0].splitlines()[0]
             raise CheckpointFormatError(
                 f"{self._where}: Orbax's store (OCDBT) is damaged or incomplete: {reason}"

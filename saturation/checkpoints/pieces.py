@@ -56,7 +56,7 @@ class StridedArray(DiskArray):
     """
 
     def __init__(self, flat: DiskArray, shape: tuple[int, ...], strides: tuple[int, ...]):
-        self.shape, self.dtype = shape, flat.dtype
+        self.shape, self.dtype, self.unsummed = shape, flat.dtype, flat.unsummed
         self._flat, self._strides = flat, strides
 
     def verify(self) -> None:  # noqa: D102

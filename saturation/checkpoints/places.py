@@ -12,11 +12,12 @@ import threading
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
-from saturation.checkpoints.retry import Denied, Unusable, redacted, retrying
+from saturation.checkpoints.retry import Changed, Denied, Unusable, redacted, retrying
 from saturation.errors import escaped
 
 # A public bucket is read by nobody in particular; what it refuses to nobody, the user may read.
@@ -28,6 +29,9 @@ _LOGIN = {
     "gs": "; log in with 'gcloud auth application-default login'",
     "s3": "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
 }
+# The versions that the answers to one read were of; a task of the event loop takes it over from the
+# thread that began it.
+_marks: ContextVar[list[str] | None] = ContextVar("_marks", default=None)
 _DIGESTS = ("md5Hash", "ETag", "etag", "checksum")
 
 
@@ -39,11 +43,13 @@ class File:
       size: in bytes.
       digest: the place's own hash of its content.
       version: what the place changes with the content, where it has no hash.
+      mark: what each answer with bytes of the file says again as long as it is the same.
     """
 
     size: int
     digest: str | None = None
     version: str | None = None
+    mark: str | None = None
 
 
 # Name -> file, or the listing of a folder, or None for a folder that was not looked into.
@@ -76,10 +82,17 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def fetch(self, path: str, start: int, stop: int) -> bytes:
+    def fetch(self, path: str, file: File, start: int, stop: int) -> bytes:
         """Return the bytes `start` to `stop` of a file, asking the server for no other.
 
+        Args:
+          path: which file.
+          file: what the listing said of it.
+          start: the first byte.
+          stop: the byte behind the last.
+
         Raises:
+          Changed: the answer is of another file than the listing.
           OSError: they cannot be had.
         """
 
@@ -129,12 +142,20 @@ class Bucket(Place):
             raise IsADirectoryError(f"{self.url(path)} is a folder")
         return _described(info)
 
-    def fetch(self, path: str, start: int, stop: int) -> bytes:  # noqa: D102
+    def fetch(self, path: str, file: File, start: int, stop: int) -> bytes:  # noqa: D102
         whole = f"{self._name}/{path}"
 
         def read(system: Any) -> bytes:
-            # By keyword: s3fs has another argument second.
-            return exactly(system.cat_file(whole, start=start, end=stop), start, stop)
+            answers: list[str] = []
+            token = _marks.set(answers)
+            try:
+                # By keyword: s3fs has another argument second.
+                data = system.cat_file(whole, start=start, end=stop)
+            finally:
+                _marks.reset(token)
+            for mark in answers:
+                refuse_changed("version", file.mark, mark)
+            return exactly(data, start, stop)
 
         return self._call(read)
 
@@ -177,6 +198,7 @@ class Bucket(Place):
                         f"{escaped(redacted(str(error)))[:200]})"
                     ) from None
                 _leave_retrying_to_us(self._system)
+                _note_marks(self._system)
             return self._system
 
 
@@ -187,6 +209,53 @@ def _leave_retrying_to_us(system: Any) -> None:
         system._request = types.MethodType(plain, system)
     if type(system).__module__.startswith("s3fs") and hasattr(system, "retries"):
         system.retries = 1
+
+
+def _note_marks(system: Any) -> None:
+    """Make a file system tell `_marks` which version of a file each answer is of.
+
+    They return the bytes alone; what they call for one request is wrapped, of this instance.
+    """
+    module = type(system).__module__
+    if module.startswith("gcsfs") and hasattr(system, "_request"):
+        request = system._request
+
+        async def requested(method: str, *arguments: Any, **options: Any) -> Any:
+            answer = await request(method, *arguments, **options)
+            _note(answer[1].get("X-Goog-Generation") if method == "GET" else None)
+            return answer
+
+        system._request = requested
+    if module.startswith("s3fs") and hasattr(system, "_call_s3"):
+        call = system._call_s3
+
+        async def called(method: str, *arguments: Any, **options: Any) -> Any:
+            answer = await call(method, *arguments, **options)
+            _note(answer.get("ETag") if method == "get_object" else None)
+            return answer
+
+        system._call_s3 = called
+
+
+def _note(mark: object) -> None:
+    answers = _marks.get()
+    if answers is not None and mark:
+        answers.append(str(mark))
+
+
+def refuse_changed(what: str, was: object, now: object) -> None:
+    """Raise `Changed` where a mark of an answer is known and not that of the listing, also known.
+
+    Whether an ETag is said to be weak, or stands in quotes, does not count.
+    """
+    if was is None or now is None:
+        return
+    if _bare(was) != _bare(now):
+        raise Changed(what, was, now)
+
+
+def _bare(mark: object) -> str:
+    return str(mark).strip().removeprefix("W/").strip('"')
 
 
 def prepare_gcsfs() -> None:
@@ -207,7 +276,9 @@ def _below(name: str, root: str) -> str:
 
 def _described(info: Mapping[str, Any]) -> File:
     digest = next((str(info[key]) for key in _DIGESTS if info.get(key)), None)
-    return File(int(info.get("size") or 0), digest)
+    # What answers with bytes have too: Google's generation, S3's ETag.
+    mark = next((str(info[key]) for key in ("generation", "ETag") if info.get(key)), None)
+    return File(int(info.get("size") or 0), digest, mark=mark)
 
 
 def _entry(info: Mapping[str, Any]) -> File | None:

@@ -60,12 +60,12 @@ class Store:
     def fetch(self, path: str, file: File, start: int, stop: int) -> bytes:
         """Return the bytes `start` to `stop` of a file, from the cache where it has them."""
         if self.cache is None:
-            return self.place.fetch(path, start, stop)
+            return self.place.fetch(path, file, start, stop)
         version = file.digest or file.version or ""
         key = f"{self.place.cache_key(path)} {version} {file.size} {start}-{stop}"
         data = self.cache.get(key, stop - start)
         if data is None:
-            data = self.place.fetch(path, start, stop)
+            data = self.place.fetch(path, file, start, stop)
             self.cache.put(key, data)
         return data
 

@@ -42,6 +42,23 @@ class Unusable(OSError):
     """A place that cannot serve what is needed, however often it is asked."""
 
 
+class Changed(Unusable):
+    """A file that is not what it was when it was listed.
+
+    Args:
+      what: which of its marks differs, such as "ETag".
+      was: the mark in the listing.
+      now: the mark of the answer.
+    """
+
+    def __init__(self, what: str, was: object, now: object):
+        marks = (escaped(str(mark)[:80]) for mark in (was, now))
+        super().__init__(
+            "it has changed since it was listed, its {} was {} and is {}: measure a trajectory "
+            "that nobody writes to any more, or open it again".format(what, *marks)
+        )
+
+
 _FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, Unusable)
 
 

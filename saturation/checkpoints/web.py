@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from saturation.checkpoints.places import File, Listing, Place, exactly
+from saturation.checkpoints.places import File, Listing, Place, exactly, refuse_changed
 from saturation.checkpoints.retry import Answer, Unusable, retrying
 from saturation.checkpoints.trust import refuse_lead
 from saturation.errors import CheckpointFormatError, escaped
@@ -21,6 +21,20 @@ _CONNECT_SECONDS, _SILENCE_SECONDS = 30, 60
 # A request as a whole may take a minute, and as long as its bytes take at 20 kB/s.
 _LEAST_SECONDS, _LEAST_RATE = 60.0, 20_000.0
 _REDIRECTS, _MOST_REDIRECTS = (301, 302, 303, 307, 308), 10
+
+
+class Answered(NamedTuple):
+    """What an answer says of the file whose bytes it holds.
+
+    Attributes:
+      size: of the whole file, where it is said.
+      headers: the answer's.
+      own: those of the last answer that came from the server that was asked first.
+    """
+
+    size: int | None
+    headers: Mapping[str, str]
+    own: Mapping[str, str]
 
 
 class Client:
@@ -41,19 +55,33 @@ class Client:
         return places["client"]
 
     def range(
-        self, url: str, start: int, stop: int, headers: Mapping[str, str]
-    ) -> tuple[bytes, int | None, str | None]:
-        """Return the bytes `start` to `stop` of a file, or as many as it has; its size; its ETag.
+        self,
+        url: str,
+        start: int,
+        stop: int,
+        headers: Mapping[str, str],
+        check: Callable[[Answered], None] | None = None,
+    ) -> tuple[bytes, Answered]:
+        """Return the bytes `start` to `stop` of a file, or as many as it has, and what was said.
 
-        Of a server that does not say them, None.
+        Args:
+          url: where it lies.
+          start: the first byte.
+          stop: the byte behind the last.
+          headers: for the server.
+          check: raises where an answer is not of the file that is meant; called before its bytes
+            are read.
 
         Raises:
           OSError: they cannot be had, or the server would send the whole file.
         """
 
-        async def read(answer: Any) -> tuple[bytes, int | None, str | None]:
+        async def read(answer: Any, own: Mapping[str, str]) -> tuple[bytes, Answered]:
             if answer.status == 416:
-                return b"", start, None
+                said = Answered(_whole_size(answer), answer.headers, own)
+                if check is not None:
+                    check(said)
+                return b"", said._replace(size=start)
             if answer.status not in (200, 206):
                 raise _refusal(answer)
             first, end, size = _sent(answer, start, stop)
@@ -64,7 +92,14 @@ class Client:
             if answer.headers.get("Content-Encoding", "identity") != "identity":
                 answer.close()
                 raise Unusable("the server compresses what was asked for as it is")
-            return await _body(answer, end - start), size, answer.headers.get("ETag")
+            said = Answered(size, answer.headers, own)
+            if check is not None:
+                try:
+                    check(said)
+                except OSError:
+                    answer.close()  # its bytes are not wanted
+                    raise
+            return await _body(answer, end - start), said
 
         asked = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity", **headers}
         seconds = _LEAST_SECONDS + (stop - start) / _LEAST_RATE
@@ -95,17 +130,22 @@ class Client:
 
 
 async def _follow(session: Any, url: str, headers: dict[str, str], timeout: Any, read: Any) -> Any:
-    """Return what `read` makes of the answer that a request, and redirects of it, lead to."""
+    """Return what `read` makes of the answer that a request, and redirects of it, lead to.
+
+    `read` is given that answer, and the headers of the last answer from where the request went.
+    """
     import yarl
 
+    first, own = _origin(url), {}
     for _ in range(_MOST_REDIRECTS):
         _refuse_unusable(url)
         place = yarl.URL(url, encoded=True)
         asked = session.get(place, headers=headers, timeout=timeout, allow_redirects=False)
         async with asked as answer:
             location = answer.headers.get("Location")
+            own = answer.headers if _origin(url) == first else own
             if answer.status not in _REDIRECTS or not location:
-                return await read(answer)
+                return await read(answer, own)
         following = urllib.parse.urljoin(url, location)
         try:
             refuse_lead(url, following)
@@ -168,13 +208,20 @@ class Web(Place):
         return {}
 
     def file(self, path: str) -> File:  # noqa: D102
-        _, size, version = self._client.range(self._address(path), 0, 1, {})
-        if size is None:
+        _, said = self._client.range(self._address(path), 0, 1, {})
+        if said.size is None:
             raise Unusable("the server does not say how large the file is")
-        return File(size, version=version)
+        etag, date = said.headers.get("ETag"), said.headers.get("Last-Modified")
+        return File(said.size, version=etag, mark=etag or date)
 
-    def fetch(self, path: str, start: int, stop: int) -> bytes:  # noqa: D102
-        return exactly(self._client.range(self._address(path), start, stop, {})[0], start, stop)
+    def fetch(self, path: str, file: File, start: int, stop: int) -> bytes:  # noqa: D102
+        def check(said: Answered) -> None:
+            refuse_changed("size", file.size, said.size)
+            name = "Last-Modified" if file.version is None else "ETag"
+            refuse_changed(name, file.mark, said.headers.get(name))
+
+        data, _ = self._client.range(self._address(path), start, stop, {}, check)
+        return exactly(data, start, stop)
 
     def cache_key(self, path: str) -> str:  # noqa: D102
         return self._address(path)  # with its query, by which a server may tell files apart
@@ -193,6 +240,12 @@ def split_url(url: str) -> tuple[str, str]:
     parts = urllib.parse.urlsplit(url)
     folder, _, name = parts.path.rpartition("/")
     return parts._replace(path=folder, fragment="").geturl(), urllib.parse.unquote(name)
+
+
+def _whole_size(answer: Any) -> int | None:
+    """Return the size of a file of which an answer says that a range lies behind its end."""
+    found = re.fullmatch(r"bytes \*/(\d{1,19})", answer.headers.get("Content-Range", ""))
+    return int(found[1]) if found else None
 
 
 def _sent(answer: Any, start: int, stop: int) -> tuple[int, int, int | None]:
