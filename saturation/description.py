@@ -13,7 +13,8 @@ from saturation.errors import ResultsError
 from saturation.measures.base import Measure
 from saturation.parts import IDENTITY, former_measures, refuse_other_versions, unrecorded
 from saturation.runfolder import RunFolder
-from saturation.seal import LAYOUT, flat, names_a_file
+from saturation.seal import LAYOUT
+from saturation.settings import comparable, flat
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import LeftOut, Parameter
@@ -180,16 +181,13 @@ def _refuse_other_settings(
     folder: RunFolder, what: str, found: Mapping[str, Any], asked: Mapping[str, Any]
 ) -> None:
     """Raise where numbers would differ; the same ids may come from files of other names."""
-    have, want = flat(found), flat(asked)
-    differ = [key for key in {**have, **want} if have.get(key) != want.get(key)]
-    decisive = [key for key in differ if not names_a_file(key)]
-    if unrecorded := [key for key in decisive if key not in have]:
-        raise ResultsError(
-            f"{folder.path} was measured by a former version of saturation, which did not record "
-            f"{', '.join(unrecorded)}. It can be read and not added to; choose another --out."
+    if comparable(found) != comparable(asked):
+        have, want = flat(found), flat(asked)
+        differ = [key for key in {**have, **want} if have.get(key) != want.get(key)]
+        said = (
+            f"{key} {have.get(key, 'unknown')} there, {want.get(key, 'unknown')} here"
+            for key in differ
         )
-    if decisive:
-        said = (f"{key} {have.get(key)} there, {want.get(key, 'unknown')} here" for key in differ)
         raise ResultsError(
             f"{folder.path} was measured on other {what} than this command's: {'; '.join(said)}. "
             "Choose another --out, or the same ones."

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from saturation.checkpoints.storage import open_folder
+from saturation.checkpoints.open import open_folder
 from saturation.checkpoints.trust import refuse_lead, shown_url
 from saturation.config import Section
 from saturation.errors import CheckpointFormatError, ConfigError

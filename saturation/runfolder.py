@@ -9,18 +9,18 @@ of batch tasks write into one folder, and two that write the same part do no har
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
-import stat
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from saturation.errors import ResultsError
-from saturation.local_files import read_regular, refuse_impossible
+from saturation.local_files import read_regular, refuse_impossible, regular_file
 from saturation.seal import SEAL, seal_of
 
 RUN_FILE = "run.json"
@@ -53,12 +53,12 @@ class RunFolder:
                 raise ResultsError(f"{self.path}: a run's URL was expected to name a place there.")
             import fsspec
 
-            from saturation.checkpoints.places import prepare_gcsfs
+            from saturation.checkpoints.places import open_alone
             from saturation.checkpoints.trust import shown_url
 
-            prepare_gcsfs()
+            make = partial(fsspec.core.url_to_fs, self.path)
             try:
-                self._remote, self._root = fsspec.core.url_to_fs(self.path)
+                self._remote, self._root = open_alone(make, self.path.partition("://")[0])
             # Each library raises what it likes: of a missing part of the URL even TypeError.
             except Exception as error:
                 raise ResultsError(
@@ -197,14 +197,8 @@ def _refuse_to_replace(path: Path) -> None:
     As root, a rename would replace /dev/null, for everybody.
     """
     refuse_impossible(path)
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return
-    if stat.S_ISDIR(mode):
-        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not stat.S_ISREG(mode):
-        raise OSError(errno.EEXIST, "it is a pipe or a device, which no file replaces", str(path))
+    with suppress(FileNotFoundError):
+        regular_file(path)
 
 
 def _created(path: Path) -> BinaryIO:
@@ -242,7 +236,7 @@ def write_text(path: str | os.PathLike[str], text: str, what: str) -> Path:
 
 
 def _asked(action: Callable[[], Any]) -> Any:
-    """Return what a place on a network answers; its library tries again what fails now and then.
+    """Return what a place on a network answers, trying again what fails now and then.
 
     Raises:
       FileNotFoundError, OSError: whatever class the error has in that library.
@@ -250,7 +244,7 @@ def _asked(action: Callable[[], Any]) -> Any:
     from saturation.checkpoints.retry import retrying
 
     try:
-        return retrying(action, attempts=1)
+        return retrying(action)
     except ValueError as error:  # of a URL that can lead nowhere, such as a bucket of one letter
         raise OSError(str(error)) from error
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from saturation.measures import MEASURES
 from saturation.measures.base import ActivationMeasure
+from saturation.settings import comparable
 
 LAYOUT = 2  # of run folders; those of layout 1 have no seals
 SEAL = "seal"
@@ -60,27 +61,6 @@ def values_digest(columns: Mapping[str, Any]) -> str:
         for piece in _pieces(column):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of activations by which numbers differ, without levels.
-
-    The same ids may come from files of other names: their hash says which they are.
-    """
-    return {key: said for key, said in flat(settings).items() if not names_a_file(key)}
-
-
-def names_a_file(key: str) -> bool:
-    """Whether a setting says where tokens come from."""
-    return key == "source" or key.startswith("vocabulary")
-
-
-def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without levels, and hashes as short as a sentence takes."""
-    found: dict[str, Any] = {}
-    for key, said in settings.items():
-        found |= flat(said) if isinstance(said, Mapping) else {key: said}
-    return {key: said[:12] if key == "sha256" else said for key, said in found.items()}
 
 
 def _origin(described: Mapping[str, Any], measure: str, span: tuple[int, int]) -> str:

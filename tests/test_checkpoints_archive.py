@@ -18,7 +18,7 @@ import saturation
 from saturation.audit import audit
 from saturation.checkpoints import archive, open_checkpoint
 from saturation.checkpoints.archive import Archive, combine_crc32
-from saturation.checkpoints.storage import LocalFolder
+from saturation.checkpoints.local_folder import LocalFolder
 from saturation.cli import app
 from saturation.errors import CheckpointFormatError
 

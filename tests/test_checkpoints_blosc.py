@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from saturation.checkpoints.storage import LocalFolder
+from saturation.checkpoints.local_folder import LocalFolder
 from saturation.checkpoints.t5x import folder_fetch
 from saturation.checkpoints.zarr import ZarrArray, decompress
 from saturation.errors import CheckpointFormatError

@@ -23,7 +23,7 @@ from test_checkpoints_hostile import attack
 
 from saturation.audit import expected_steps
 from saturation.checkpoints import bounds, checksum
-from saturation.checkpoints.storage import LocalFolder
+from saturation.checkpoints.local_folder import LocalFolder
 from saturation.config import CheckpointConfig
 from saturation.errors import CheckpointFormatError, ConfigError, ResultsError, TrajectoryError
 from saturation.runfolder import RunFolder

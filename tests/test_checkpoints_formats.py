@@ -19,7 +19,7 @@ from checkpoint_writers import (
 )
 
 from saturation.checkpoints import FORMATS, open_checkpoint
-from saturation.checkpoints.storage import LocalFolder
+from saturation.checkpoints.local_folder import LocalFolder
 from saturation.errors import CheckpointFormatError
 
 

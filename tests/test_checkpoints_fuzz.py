@@ -36,7 +36,7 @@ from test_checkpoints_torch import save, tensors, torch  # noqa: F401 (a fixture
 
 from saturation.checkpoints import msgpack_index, safetensors, tensor_bundle, torch_pickle, zarr
 from saturation.checkpoints.archive import Refused
-from saturation.checkpoints.storage import LocalFolder
+from saturation.checkpoints.local_folder import LocalFolder
 from saturation.errors import CheckpointFormatError, SaturationError
 from saturation.trajectory import open_trajectory
 

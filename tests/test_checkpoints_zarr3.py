@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from saturation.checkpoints.storage import LocalFolder
+from saturation.checkpoints.local_folder import LocalFolder
 from saturation.checkpoints.t5x import folder_fetch
 from saturation.checkpoints.zarr3 import Zarr3Array
 from saturation.errors import CheckpointFormatError

@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "saturation"
 # Each line may import from itself and from the lines above it, never from one below: the arrows of
 # "Data flows one way". Modules of one line do not import each other, but for packages' own files.
 FLOW = (
-    ("errors", "autoregression", "local_files", "plain_yaml"),
+    ("errors", "autoregression", "local_files", "plain_yaml", "settings"),
     (
         "signals",
         "ties",

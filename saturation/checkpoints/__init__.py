@@ -19,7 +19,8 @@ from saturation.checkpoints import (
     t5x_orbax,
 )
 from saturation.checkpoints.base import Checkpoint, Parameter
-from saturation.checkpoints.storage import Folder, open_folder
+from saturation.checkpoints.open import open_folder
+from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.strangers import unread_layout
 from saturation.errors import CheckpointFormatError
 

@@ -12,13 +12,24 @@ import threading
 import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import Any, TypeAlias, TypeVar
 
-from saturation.checkpoints.retry import Changed, Denied, Unusable, redacted, retrying
+from saturation.checkpoints.retry import (
+    PATIENCE,
+    Changed,
+    Denied,
+    Unusable,
+    redacted,
+    retrying,
+)
 from saturation.errors import escaped
+
+Result = TypeVar("Result")
 
 # A public bucket is read by nobody in particular; what it refuses to nobody, the user may read.
 _IDENTITIES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
@@ -181,14 +192,11 @@ class Bucket(Place):
 
         with self._lock:
             if self._system is None:
-                prepare_gcsfs()
                 try:
-                    # A shared instance would keep the listings and the endpoint of an earlier day.
-                    self._system = fsspec.filesystem(
+                    self._system = open_alone(
+                        partial(fsspec.filesystem, self._scheme, use_listings_cache=False),
                         self._scheme,
-                        skip_instance_cache=True,
-                        use_listings_cache=False,
-                        **self._identities[0],
+                        self._identities[0],
                     )
                 except (
                     Exception
@@ -197,16 +205,53 @@ class Bucket(Place):
                         f"{self._scheme}:// cannot be used ({type(error).__name__}: "
                         f"{escaped(redacted(str(error)))[:200]})"
                     ) from None
-                _leave_retrying_to_us(self._system)
                 _note_marks(self._system)
             return self._system
 
 
+def open_alone(
+    make: Callable[..., Result], scheme: str, identity: Mapping[str, Any] = MappingProxyType({})
+) -> Result:
+    """Return what `make` makes with a file system that nothing else in the process uses.
+
+    A shared one would keep the listings and the endpoint of an earlier day, and others may want its
+    own way of trying again.
+
+    Args:
+      make: takes fsspec's options, and returns a file system, or it and a path.
+      scheme: such as `"gs"`.
+      identity: who reads; by default the user, as far as credentials are found.
+    """
+    _prepare_gcsfs()
+    made = _as_user(make, scheme) if not identity else make(skip_instance_cache=True, **identity)
+    _leave_retrying_to_us(made[0] if isinstance(made, tuple) else made)
+    return made
+
+
+def _as_user(make: Callable[..., Result], scheme: str) -> Result:
+    if scheme in ("gs", "gcs"):
+        from google.auth.exceptions import GoogleAuthError
+
+        # As gcsfs does, but for one step: where Google's library has found no machine of Google's,
+        # gcsfs asks that machine for another 15 s.
+        for token in ("google_default", "cache"):
+            with suppress(GoogleAuthError, ValueError):  # none of that kind
+                return make(skip_instance_cache=True, token=token)
+        return make(skip_instance_cache=True, token="anon")
+    return make(skip_instance_cache=True)
+
+
 def _leave_retrying_to_us(system: Any) -> None:
-    """Make a file system try once: its own attempts times ours are minutes of silence."""
+    """Make a file system ask once, and end a silence: its own attempts times ours are minutes."""
     plain = getattr(getattr(type(system), "_request", None), "__wrapped__", None)
     if type(system).__module__.startswith("gcsfs") and plain is not None:
+        import aiohttp
+
         system._request = types.MethodType(plain, system)
+        # Of silence, not of a request as a whole: many bytes may take long.
+        system.requests_timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=PATIENCE, sock_read=PATIENCE
+        )
     if type(system).__module__.startswith("s3fs") and hasattr(system, "retries"):
         system.retries = 1
 
@@ -258,7 +303,7 @@ def _bare(mark: object) -> str:
     return str(mark).strip().removeprefix("W/").strip('"')
 
 
-def prepare_gcsfs() -> None:
+def _prepare_gcsfs() -> None:
     """Keep gcsfs, before it is imported, from asking and saying more than is needed."""
     # What it is refused becomes an error of ours, or is asked for by name: nothing for the screen.
     logger = logging.getLogger("gcsfs")

@@ -12,9 +12,7 @@ import inspect
 import posixpath
 import re
 import threading
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, TypeVar
 
 import fsspec
@@ -22,9 +20,9 @@ import fsspec
 from saturation.checkpoints.bridge import bridged
 from saturation.checkpoints.cache import DiskCache, Recent
 from saturation.checkpoints.parallel import each
-from saturation.checkpoints.places import Bucket, File, Listing, Place
+from saturation.checkpoints.places import File, Listing, Place
 from saturation.checkpoints.stamps import Mark
-from saturation.checkpoints.storage import Folder, open_folder
+from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.trust import shown_url
 from saturation.errors import CheckpointFormatError
 
@@ -46,7 +44,6 @@ _NEEDS = {
 
 
 Result = TypeVar("Result")
-Places = dict[str, Any]
 
 
 class Store:
@@ -233,53 +230,6 @@ class RemoteFolder(Folder):
             raise CheckpointFormatError(f"{self.path}: no such folder or file.") from error
         except OSError as error:
             raise CheckpointFormatError(f"{self.path} cannot be {verb}: {error}.") from error
-
-
-def open_remote(url: str, places: Places | None = None) -> Folder:
-    """Return the folder at a URL; nothing is asked of the network yet.
-
-    Args:
-      url: `gs://BUCKET/PATH`, `s3://BUCKET/PATH`, `https://HOST/FILE`,
-        `hf://ORG/REPO@REVISION/PATH`, or what else fsspec knows, such as `memory://PATH`.
-      places: what folders that are opened together share, connections first of all; begun empty.
-
-    Raises:
-      CheckpointFormatError: the URL leads nowhere, or something must be installed to follow it.
-    """
-    places = {} if places is None else places
-    scheme, _, rest = url.partition("://")
-    _refuse_impossible(url)
-    require(url, scheme)
-    if scheme == "file":
-        return open_folder(rest)
-    if scheme == "hf":
-        from saturation.checkpoints.hub import Hub, parse_url
-
-        repository = parse_url(url)
-        key, prefix = repository.root, repository.path
-        made = partial(Hub, repository, places)
-    elif scheme in ("http", "https"):
-        from saturation.checkpoints.web import Web, split_url
-
-        key, prefix = split_url(url)
-        made = partial(Web, key, places)
-    else:
-        scheme = "gs" if scheme == "gcs" else scheme
-        name, _, prefix = rest.strip("/").partition("/")
-        key, made = f"{scheme}://{name}", partial(Bucket, scheme, name)
-    if key not in places:
-        places[key] = Store(made())
-    return RemoteFolder(places[key], prefix)
-
-
-def _refuse_impossible(url: str) -> None:
-    """Raise `CheckpointFormatError` where a text is no URL, whatever lies there."""
-    try:
-        url.encode()
-        if url.startswith(("http:", "https:")):
-            urllib.parse.urlsplit(url)
-    except ValueError as error:
-        raise CheckpointFormatError(f"{shown_url(url)} is no URL: {error}.") from error
 
 
 def require(url: str, scheme: str) -> None:
