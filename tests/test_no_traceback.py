@@ -1,4 +1,8 @@
-"""No traceback, whatever is asked: the whole command line over odd inputs, in its own processes."""
+"""No traceback, whatever is asked: the whole command line over odd inputs, in its own processes.
+
+Each command meets a third of the odd inputs in every run, and another third than the command before
+it, so that each input meets some commands. Under the marker `slow` each command meets all.
+"""
 
 from __future__ import annotations
 
@@ -6,46 +10,26 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from forked_cli import Commands
 from made_trajectory import write_trajectory
+
+Odd = TypeVar("Odd")
 
 FORESEEN = (0, 1, 2, 75)
 MOST_LINES = 3
 # Said where nothing else caught an error: each of them is a fault of ours.
 UNFORESEEN = "This is a fault of saturation"
 ODD_PATHS = (
-    "",
-    " ",
-    "nowhere",
-    "a\0b",
-    "a\udce9b",
-    "x" * 300,
-    "x/" * 3000,
-    "empty",
-    "bytes",
-    "folder.yaml",
-    "loop",
-    "pipe",
-    "/dev/full",
-    "-",
-    "file://",
-    "http://",
-    "http://127.0.0.1:99999/a.safetensors",
-    "http://127.0.0.1:port/a",
-    "http://[::1/a",
-    "ftp://127.0.0.1:9/x",
-    "nothing://x",
-    "github://a:b@c/x",
-    "hf://",
-    "memory://",
-    "://",
-    "\x1b[31mred",
-    "line\nend",
+    *("", " ", "nowhere", "a\0b", "a\udce9b", "x" * 300, "x/" * 3000, "empty", "bytes"),
+    *("folder.yaml", "loop", "pipe", "/dev/full", "-", "file://", "http://"),
+    *("http://127.0.0.1:99999/a.safetensors", "http://127.0.0.1:port/a", "http://[::1/a"),
+    *("ftp://127.0.0.1:9/x", "nothing://x", "github://a:b@c/x", "hf://", "memory://", "://"),
+    *("\x1b[31mred", "line\nend"),
 )
 
 
@@ -69,6 +53,17 @@ def command(place: Path) -> Iterator[Commands]:
         status, _, said = run("measure", "t", "--measures", "norms", "--out", "run")
         assert status == 0, said
         yield run
+
+
+EVERY_RUN = 3
+SHARES = pytest.mark.parametrize(
+    "every", [EVERY_RUN, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "all"]
+)
+
+
+def _share(odds: Sequence[Odd], number: int, every: int) -> Sequence[Odd]:
+    """Every so many of the odd inputs, for the command of that number."""
+    return odds[number % every :: every]
 
 
 def _check(result: tuple[int, str, str]) -> None:
@@ -110,9 +105,10 @@ READING: dict[str, Callable[[str], tuple[str, ...]]] = {
 }
 
 
+@SHARES
 @pytest.mark.parametrize("name", READING)
-def test_what_cannot_be_read_is_one_sentence(command: Commands, name: str) -> None:
-    for odd in ODD_PATHS:
+def test_what_cannot_be_read_is_one_sentence(command: Commands, name: str, every: int) -> None:
+    for odd in _share(ODD_PATHS, list(READING).index(name), every):
         _check(command(*READING[name](odd)))
 
 
@@ -142,16 +138,18 @@ PRETRAIN = {
 }
 
 
+@SHARES
 @pytest.mark.parametrize("name", WRITING)
 def test_where_nothing_can_be_written_is_one_sentence(
-    command: Commands, place: Path, name: str
+    command: Commands, place: Path, name: str, every: int
 ) -> None:
     # What these files ask for fails where it would write, and before it computes for long.
     (place / "pretrain.yaml").write_text(json.dumps({**PRETRAIN, "text": {"files": ["empty"]}}))
     experiment = {"out": "again", "report": "figures", "trajectory": "t", "measures": ["norms"]}
     (place / "run.yaml").write_text(json.dumps({**experiment, "report": "bytes/below"}))
     # A report is drawn before it is written, which takes seconds.
-    for odd in NOWHERE[::4] if name.startswith("report") else NOWHERE:
+    often = 2 * every if name.startswith("report") else every
+    for odd in _share(NOWHERE, list(WRITING).index(name), often):
         _check(command(*WRITING[name](odd)))
 
 
@@ -170,19 +168,23 @@ EDITED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def test_an_edited_run_file_is_one_sentence(command: Commands, place: Path) -> None:
+@SHARES
+def test_an_edited_run_file_is_one_sentence(command: Commands, place: Path, every: int) -> None:
     file = place / "edited" / "run.json"
     whole = (place / "run" / "run.json").read_bytes()
-    file.parent.mkdir()
-    os.symlink(place / "run" / "parts", file.parent / "parts")
+    if not file.parent.exists():
+        file.parent.mkdir()
+        os.symlink(place / "run" / "parts", file.parent / "parts")
     # As a former version wrote it, without a seal, by which any edit is noticed.
     former = {k: v for k, v in json.loads(whole).items() if k not in ("layout", "seal")}
-    for key, value in ((key, value) for key, values in EDITED.items() for value in values):
-        file.write_text(json.dumps({**former, key: value}))
-        for asked in (
-            ("status", "edited"),
-            ("export", "edited", "--format", "csv", "--out", "x.csv", "--partial"),
-        ):
+    commands = (
+        ("status", "edited"),
+        ("export", "edited", "--format", "csv", "--out", "x.csv", "--partial"),
+    )
+    edits = [(key, value) for key, values in EDITED.items() for value in values]
+    for number, asked in enumerate(commands):
+        for key, value in _share(edits, number, every):
+            file.write_text(json.dumps({**former, key: value}))
             _check(command(*asked))
     for content in (b"", b"[]", b"null", b"\xff", b"[" * 100_000, whole[:-9], b"9" * 5000):
         file.write_bytes(content)
@@ -262,35 +264,36 @@ CONFIGS: dict[str, bytes] = {
 }
 
 
-def test_a_configuration_that_is_none_is_one_sentence(command: Commands, place: Path) -> None:
-    for content in CONFIGS.values():
-        (place / "odd.yaml").write_bytes(content)
-        for name in ("pretrain", "run", "ls"):
+OVERRIDES = (
+    *("x", "=", "=1", ".=1", "a.b.c=1", "out.x=1", "steps=", "steps=x", "steps=[", "steps=!!int"),
+    *("steps=-1", "steps=1e99", "seed=99999999999999999999", "model=1", "model.emb_dim=0"),
+    *("model.num_heads=x", "out=", "dtype=int8", "text.files=x", "text.files=[pipe]"),
+    *("text.files=[/dev/null]", "text.files=[bytes]", "text.files=['a\0b']", "text.files=['']"),
+    *("text.vocabulary=bytes.json", "text.vocabulary=pipe", "text.vocabulary=''"),
+    *("text.vocabulary='http://[::1/x.json'", "checkpoints=[5]", "checkpoints.every=0"),
+    *("checkpoints.log_spaced=999999999", "checkpoints={}", "checkpoints=[-1]"),
+    *("optimizer.name=x", "optimizer.learning_rate=nan", "optimizer.schedule=x"),
+    *("objective.noise_density=2", "objective.input_length=1", "batch_size=0"),
+    *("model.mlp_activations=[x]", "model.mlp_activations=[]", "\udce9=1", "out=\udce9"),
+)
+
+
+@SHARES
+def test_a_configuration_that_is_none_is_one_sentence(
+    command: Commands, place: Path, every: int
+) -> None:
+    for number, name in enumerate(("pretrain", "run", "ls")):
+        for content in _share(list(CONFIGS.values()), number, every):
+            (place / "odd.yaml").write_bytes(content)
             _check(command(name, "odd.yaml"))
+
+
+@SHARES
+def test_an_override_that_is_none_is_one_sentence(
+    command: Commands, place: Path, every: int
+) -> None:
     (place / "fine.yaml").write_text(json.dumps(PRETRAIN))
-    for override in (
-        *(
-            "x",
-            "=",
-            "=1",
-            ".=1",
-            "a.b.c=1",
-            "out.x=1",
-            "steps=",
-            "steps=x",
-            "steps=[",
-            "steps=!!int",
-        ),
-        *("steps=-1", "steps=1e99", "seed=99999999999999999999", "model=1", "model.emb_dim=0"),
-        *("model.num_heads=x", "out=", "dtype=int8", "text.files=x", "text.files=[pipe]"),
-        *("text.files=[/dev/null]", "text.files=[bytes]", "text.files=['a\0b']", "text.files=['']"),
-        *("text.vocabulary=bytes.json", "text.vocabulary=pipe", "text.vocabulary=''"),
-        *("text.vocabulary='http://[::1/x.json'", "checkpoints=[5]", "checkpoints.every=0"),
-        *("checkpoints.log_spaced=999999999", "checkpoints={}", "checkpoints=[-1]"),
-        *("optimizer.name=x", "optimizer.learning_rate=nan", "optimizer.schedule=x"),
-        *("objective.noise_density=2", "objective.input_length=1", "batch_size=0"),
-        *("model.mlp_activations=[x]", "model.mlp_activations=[]", "\udce9=1", "out=\udce9"),
-    ):
+    for override in _share(OVERRIDES, 0, every):
         _check(command("pretrain", "fine.yaml", "--set", override))
 
 
@@ -328,29 +331,29 @@ def test_a_folder_that_was_deleted_is_one_sentence(command: Commands, place: Pat
 
 
 ODD_NUMBERS = ("", "x", "-1", "0", "1.5", "1e9", "nan", "9" * 5000, "\u0663", "0x10", " 1")
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        ("ls", "t", "--steps"),
-        ("audit", "t", "--every"),
-        ("measure", "t", "--measures", "norms", "--out", "n", "--shard"),
-        ("measure", "t", "--measures", "heads", "--out", "n", "--sequences"),
-        ("measure", "t", "--measures", "heads", "--out", "n", "--length"),
-        ("measure", "t", "--measures", "heads", "--out", "n", "--mesh"),
-        ("measure", "t", "--measures", "heads", "--out", "n", "--batch-size"),
-        ("measure", "t", "--measures", "saturation", "--out", "n", "--limits"),
-        ("measure", "t", "--measures", "saturation", "--out", "n", "--scale"),
-        ("fit", "run", "--clock"),
-        ("scan-snap", "--out", "s", "--figure"),
-    ],
-    ids=lambda asked: " ".join(asked[:1] + asked[-1:]),
+NUMBERED: tuple[tuple[str, ...], ...] = (
+    ("ls", "t", "--steps"),
+    ("audit", "t", "--every"),
+    ("measure", "t", "--measures", "norms", "--out", "n", "--shard"),
+    ("measure", "t", "--measures", "heads", "--out", "n", "--sequences"),
+    ("measure", "t", "--measures", "heads", "--out", "n", "--length"),
+    ("measure", "t", "--measures", "heads", "--out", "n", "--mesh"),
+    ("measure", "t", "--measures", "heads", "--out", "n", "--batch-size"),
+    ("measure", "t", "--measures", "saturation", "--out", "n", "--limits"),
+    ("measure", "t", "--measures", "saturation", "--out", "n", "--scale"),
+    ("fit", "run", "--clock"),
+    ("scan-snap", "--out", "s", "--figure"),
 )
-def test_numbers_that_are_none_are_one_sentence(command: Commands, asked: tuple[str, ...]) -> None:
-    for odd in ODD_NUMBERS:
+
+
+@SHARES
+@pytest.mark.parametrize(
+    "number", range(len(NUMBERED)), ids=[" ".join((one[0], one[-1])) for one in NUMBERED]
+)
+def test_numbers_that_are_none_are_one_sentence(command: Commands, number: int, every: int) -> None:
+    for odd in _share(ODD_NUMBERS, number, every):
         # Short of the model's own vocabulary: what the number would ask for is not computed.
-        _check(command(*asked, odd))
+        _check(command(*NUMBERED[number], odd))
 
 
 def test_parts_that_are_none_are_one_sentence(command: Commands, place: Path) -> None:
