@@ -356,7 +356,8 @@ def test_numbers_that_are_none_are_one_sentence(command: Commands, number: int, 
         _check(command(*NUMBERED[number], odd))
 
 
-def test_parts_that_are_none_are_one_sentence(command: Commands, place: Path) -> None:
+@SHARES
+def test_parts_that_are_none_are_one_sentence(command: Commands, place: Path, every: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -379,13 +380,14 @@ def test_parts_that_are_none_are_one_sentence(command: Commands, place: Path) ->
             contents.append(written(table.remove_column(position)))
     contents.append(written(table.set_column(at["step"], "step", pa.nulls(len(table)))))
     contents.append(written(table.set_column(at["step"], "step", pa.array([2.5] * len(table)))))
-    for content in contents:
-        part.write_bytes(content)
-        for asked in (
-            ("status", "parts"),
-            ("fit", "parts"),
-            ("report", "parts", "--out", "x.html", "--partial"),
-        ):
+    commands = (
+        ("status", "parts"),
+        ("fit", "parts"),
+        ("report", "parts", "--out", "x.html", "--partial"),
+    )
+    for number, asked in enumerate(commands):
+        for content in _share(contents, number, every):
+            part.write_bytes(content)
             _check(command(*asked))
     part.unlink()
     for make in (part.mkdir, lambda: os.mkfifo(part), lambda: part.symlink_to(part.name)):
