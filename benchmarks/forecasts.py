@@ -7,7 +7,8 @@ Markdown, which docs/reproduction/oversmoothing.md is made of:
 
 1. the forecast beside what came, for each stack: over all layers, and over all but the last, whose
    forecast is what it did. Shares of signs are over sequences, layers and checkpoints, of the
-   decided ones; correlations and shares that fall are of the means over sequences;
+   decided ones; correlations and shares that fall are of the means over sequences, and the last
+   column is that of `apart_over_shared`, by each head alone, with what was measured;
 2. the stream at one step (the last): after the embedding, after the last layer and its norm;
 3. every layer at that step: the change of ln(HFC/LFC) that was forecast and measured;
 4. the spectra of the heads at that step: lowest, median and highest.
@@ -62,8 +63,8 @@ def agreement(rows: pd.DataFrame) -> list[object]:
     def share(name: str) -> float:
         return float((rows[name] * rows["decided"]).sum() / decided)
 
-    def correlation(name: str) -> float:
-        return float(np.corrcoef(rows["forecast_change"], rows[name])[0, 1])
+    def correlation(name: str, forecast: str = "forecast_change") -> float:
+        return float(np.corrcoef(rows[forecast], rows[name])[0, 1])
 
     return [
         len(rows),
@@ -73,6 +74,7 @@ def agreement(rows: pd.DataFrame) -> list[object]:
         share("onward_agrees"),
         correlation("onward_change"),
         *(float((change < 0).mean()) for change in changes),
+        correlation("measured_change", "apart_over_shared"),
     ]
 
 
@@ -92,6 +94,7 @@ def print_agreement(tables: dict[str, pd.DataFrame]) -> None:
     columns = (
         "run", "stack", "layers", "points", "decided", "forecast_agrees", "r measured",
         "onward_agrees", "r onward", "forecast falls", "measured falls", "onward falls",
+        "r of heads alone",
     )  # fmt: skip
     rows = []
     for name, table in tables.items():
@@ -123,16 +126,20 @@ def print_spectra(tables: dict[str, pd.DataFrame], runs: dict[str, Path]) -> Non
     for name, table in tables.items():
         step = table["step"].iloc[0]
         vectors = load_vectors(runs[name], "spectrum")
-        kernels = np.concatenate(vectors.loc[vectors["step"] == step, "real_unscaled"].to_list())
+        of_self = ~vectors["scope"].str.contains("/encoder_decoder_attention/")
+        kernels = np.concatenate(
+            vectors.loc[of_self & (vectors["step"] == step), "real_unscaled"].to_list()
+        )
         negative = table["negative_scales"].sum()
         heads = pd.concat([table, table["scope"].str.extract(OF_HEADS)], axis=1)
         for kind, of_kind in heads.dropna(subset="stack").groupby(["stack", "kind"], sort=False):
             for metric in SPECTRUM:
-                ends = np.quantile(of_kind[metric], [0, 0.5, 1])
-                rows.append([name, "/".join(kind), metric, len(of_kind), *map(float, ends)])
+                found = of_kind[metric].dropna()  # H = 0 has no asymmetry
+                ends = found.quantile([0, 0.5, 1])
+                rows.append([name, "/".join(kind), metric, len(found), *map(float, ends)])
         zero = float((kernels == 0).mean())
-        print(f"{name}: {negative:.0f} negative norm scales; of the kernels' eigenvalues "
-              f"{zero:.3f} have a real part of exactly 0")  # fmt: skip
+        print(f"{name}: {negative:.0f} negative norm scales; a real part of exactly 0 in "
+              f"{zero:.3f} of the eigenvalues of self-attention's kernels")  # fmt: skip
     print_table(("run", "heads", "metric", "heads counted", "lowest", "median", "highest"), rows)
 
 

@@ -32,7 +32,7 @@ def main() -> None:
     params = jax.jit(T5(config).init)(jax.random.key(arguments.seed), tokens, tokens)["params"]
     content = to_bytes({"params": unbox(jax.device_get(params))})
     path = arguments.out / "checkpoint_0"
-    write_whole(path, lambda file: file.write_bytes(content))
+    write_whole(path, lambda file: file.write(content))
     print(json.dumps({"size": arguments.size, "seed": arguments.seed, "bytes": len(content)}))
 
 
