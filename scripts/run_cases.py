@@ -3,10 +3,11 @@
     python scripts/run_cases.py DIR [--only WORD] [--out FOLDER] [--seconds N] [--torch PYTHON]
 
 A case that takes a FOLDER (its head says `usage: … FOLDER`) writes checkpoints there; `saturation
-ls`, `audit` and `measure --measures norms` then run on each trajectory that was written. A case
-that takes nothing runs `saturation` itself, and its own exit code and lines are shown. A shell
-script is run as `bash CASE SATURATION TRAJECTORY OUT`. A case that needs a T5 gets `tiny_t5.py`'s
-as T5=. Cases that need torch or transformers run with --torch's Python.
+ls`, `audit` and `measure --measures norms` then run on each trajectory that was written, or, where
+the head goes on `then: saturation …`, that command. A case that takes nothing runs `saturation`
+itself, and its own exit code and lines are shown. A shell script is run as `bash CASE SATURATION
+TRAJECTORY OUT`. A case that needs a T5 gets `tiny_t5.py`'s as T5=. Cases that need torch or
+transformers run with --torch's Python.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +27,9 @@ from pathlib import Path
 _TINY = "tiny_t5.py"
 _SHARED = frozenset({"common.py", "ties_cpu_fn.py", _TINY})
 _STEP = re.compile(r"(global_)?(step|checkpoint)?[_-]?\d+")
-_TELLING = ("parameters ", "read from ", "left out ", "ignored ")
+_THEN = re.compile(r'\bthen: saturation ([^"\n]+)')
+_TELLING = ("parameters ", "read from ", "left out ", "ignored ", "wrapped in ", "checksums ")
+_TELLING += ("saturation: ", "[rc=", "rc=", "* ")
 _HUNG = 124
 
 
@@ -106,6 +110,10 @@ def run_case(path: Path, settings: Settings) -> Iterator[tuple[str, str, Outcome
         yield path.stem, "case", _run(command, settings, environment)
         return
     yield path.stem, "make", _run(command, settings, environment)
+    if (then := _THEN.search(head)) is not None:
+        words = shlex.split(then[1].replace("FOLDER", shlex.quote(str(place))))
+        yield path.stem, words[0], _run([settings.saturation, *words], settings, environment)
+        return
     for trajectory in _trajectories(place):
         name = str(trajectory.relative_to(settings.out))
         run = settings.out / "runs" / name.replace("/", "_")

@@ -97,8 +97,8 @@ def test_sizes_whose_product_lies(tmp_path, shape):
 
 
 @pytest.mark.parametrize("shape", [[0], [0, 768], [3, 0, 5]], ids=str)
-def test_an_empty_array_is_read(tmp_path, shape):
-    assert attack(write_safetensors(tmp_path, {"a.weight": entry(shape)})).startswith("read")
+def test_an_empty_array_is_no_parameter(tmp_path, shape):
+    assert "no elements" in attack(write_safetensors(tmp_path, {"a.weight": entry(shape)}))
 
 
 def bomb(compressor: str, mebibytes: int) -> bytes:

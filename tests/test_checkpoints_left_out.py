@@ -224,6 +224,32 @@ def test_a_msgpack_leaf_of_a_type_not_read_is_left_out(tmp_path):
     assert dict(checkpoint.left_out) == {"codes": "the type 'int4' is not read here"}
 
 
+def test_an_array_without_elements_is_left_out(tmp_path):
+    """Its mean square would be 0/0, and with it the smallest of all matrices."""
+    empty = np.zeros((0, 4), np.float32)
+    for step in (0, 1):
+        saved(tmp_path / f"step_{step}", FLOATS | {"model.extra.weight": empty})
+    checkpoint = open_checkpoint(tmp_path / "step_0")
+    assert checkpoint.left_out == (("model.extra.weight", "no elements"),)
+    saturation.measure(saturation.open_trajectory(tmp_path), ["norms"], str(tmp_path / "run"))
+    table = saturation.load_results(str(tmp_path / "run"))
+    assert np.isfinite(table["value"]).all()
+    found = table[(table["metric"] == "min_rms") & (table["scope"] == "total")]["value"]
+    matrix = FLOATS["model.embed_tokens.weight"].astype(np.float64)
+    np.testing.assert_allclose(found, np.sqrt((matrix**2).mean()), rtol=1e-6)
+
+
+def test_weights_that_a_process_keeps_in_pieces_are_refused(tmp_path):
+    """DeepSpeed's ZeRO stage 3 leaves `torch.empty(0)` in their places."""
+    gone = np.zeros(0, np.float32)
+    one = saved(tmp_path / "one", FLOATS | {f"{QUERY}.weight": gone})
+    with pytest.raises(CheckpointFormatError, match=r"q_proj.weight' .* has no elements, as Deep"):
+        open_checkpoint(one)
+    two = saved(tmp_path / "two", FLOATS | {f"{QUERY}.weight": gone, "lm_head.weight": gone})
+    with pytest.raises(CheckpointFormatError, match=r"no elements \(nor have 1 more\), as"):
+        open_checkpoint(two)
+
+
 def test_nothing_but_constants_is_no_checkpoint(tmp_path):
     assert "holds no parameters: 1 arrays are none, such as 'rope.freqs'" in refused(
         saved(tmp_path, {"rope.freqs": matrix(3)})

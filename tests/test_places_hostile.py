@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from saturation.checkpoints import hub_guard, trust, web
+from saturation.checkpoints import hub_guard, open_folder, trust, web
 from saturation.checkpoints.cache import DiskCache
 from saturation.errors import CheckpointFormatError, SaturationError, escaped
 from saturation.trajectory import open_trajectory
@@ -169,6 +169,48 @@ def test_offline_is_heeded_and_nothing_is_asked(monkeypatch) -> None:
         with pytest.raises(SaturationError, match="HF_HUB_OFFLINE is set"):
             open_trajectory("hf://org/repo@step_*")
     assert not asked
+
+
+@pytest.mark.parametrize(
+    ("token", "why"),
+    [
+        ("sécret", "has a character that no token"),
+        ("hf_se cret", "has a character that no token"),
+        ('"hf_secret"', "stands in quotes"),
+        ("'hf_secret'", "stands in quotes"),
+    ],
+)
+def test_what_can_be_no_token_is_not_sent_nor_said(monkeypatch, token: str, why: str) -> None:
+    asked = []
+    with serving(lambda handler: asked.append(handler.path) or send(handler, b"[]")) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(SaturationError, match=f"HF_TOKEN {why}") as raised:
+            open_trajectory("hf://org/repo@step_*")
+    assert token not in str(raised.value)
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    ("page", "instead"),
+    [
+        ("https://huggingface.co/org/repo", "hf://org/repo"),
+        ("https://huggingface.co/org/repo/tree/step100", "hf://org/repo@step100"),
+        ("https://huggingface.co/org/repo/tree/main/a/b", "hf://org/repo@main/a/b"),
+        ("https://huggingface.co/org/repo/blob/v1/a.bin", "hf://org/repo@v1/a.bin"),
+        ("https://huggingface.co/datasets/org/x/tree/v1", "hf://datasets/org/x@v1"),
+    ],
+)
+def test_a_page_of_the_hub_is_answered_by_what_to_give(page: str, instead: str) -> None:
+    with pytest.raises(SaturationError, match="is a page of the hub") as raised:
+        open_trajectory(page)
+    assert str(raised.value).endswith(f"give {instead}.")
+    for url in (
+        "https://huggingface.co/org/repo/resolve/main/a.bin",
+        "https://huggingface.co/api/models/org",
+        "https://other.org/org/repo/tree/step100",
+    ):
+        open_folder(url)
 
 
 def test_a_token_of_two_lines_is_one_sentence_without_it(monkeypatch) -> None:

@@ -173,6 +173,21 @@ def test_what_cannot_pass_is_not_tried_again(error: Exception, kind: type[Except
     assert len(calls) == 1
 
 
+def test_a_status_is_said_once() -> None:
+    class Refusal(OSError):
+        status = 429
+
+    with pytest.raises(OSError, match=r"answers 429 Too Many for url: x \(2 attempts were made"):
+        retrying(raising(Refusal("429 Too Many for url: x.")), 2, lambda _: None)
+
+
+def raising(error: Exception):
+    def action():
+        raise error
+
+    return action
+
+
 def test_secrets_are_taken_out_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_abc")
     text = "GET https://me:pw@host/x?X-Sig=1&b=2 with Authorization: Bearer xyz and hf_abc"

@@ -110,8 +110,8 @@ class DiskArray(ABC):
 
     @property
     def is_weight(self) -> bool:
-        """Whether this can be a parameter: real floating point and no scalar."""
-        return len(self.shape) > 0 and self.dtype in _WEIGHTS
+        """Whether this can be a parameter: real floating point, no scalar, with elements."""
+        return len(self.shape) > 0 and 0 not in self.shape and self.dtype in _WEIGHTS
 
 
 class UnreadArray(DiskArray):

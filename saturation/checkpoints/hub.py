@@ -235,21 +235,27 @@ def _token() -> str | None:
     """Return the user's token, from where huggingface_hub takes it.
 
     Raises:
-      Unusable: it has a line end in it, of which no header can be made.
+      Unusable: it has what no token has, such as a line end, of which no header can be made.
     """
     from huggingface_hub import constants, get_token  # pyright: ignore[reportMissingImports]
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        _refuse_lines(os.environ.get(name, ""), name)
+        _refuse_odd(os.environ.get(name, ""), name)
     file = Path(constants.HF_TOKEN_PATH)
     if file.is_file():
-        _refuse_lines(file.read_text(encoding="utf-8", errors="replace"), str(file))
+        _refuse_odd(file.read_text(encoding="utf-8", errors="replace"), str(file))
     return get_token()
 
 
-def _refuse_lines(token: str, where: str) -> None:
-    if len(token.strip().splitlines()) > 1:
+def _refuse_odd(token: str, where: str) -> None:
+    """Raise `Unusable` where a token is none, saying why without saying it."""
+    token = token.strip()
+    if len(token.splitlines()) > 1:
         raise Unusable(f"{where} has more than one line; a token of the hub is one line")
+    if not re.fullmatch(r"[!-~]*", token):
+        raise Unusable(f"{where} has a character that no token of the hub has; copy the token anew")
+    if token[:1] in ("'", '"'):
+        raise Unusable(f"{where} stands in quotes, which are no part of a token of the hub")
 
 
 def _entry(item: Any, path: str) -> tuple[str, File | None]:

@@ -6,6 +6,7 @@ What reads networks is imported where a URL is opened: nobody else needs it.
 from __future__ import annotations
 
 import os
+import re
 import urllib.parse
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,12 @@ from saturation.checkpoints.local_folder import LocalFolder
 from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.trust import shown_url
 from saturation.errors import CheckpointFormatError
+
+# A repository's page, or one of a folder in it; the hub's files lie under `resolve`.
+_HUB_PAGE = re.compile(
+    r"/(?P<name>((datasets|spaces)/)?(?!(api|datasets|spaces)/)[^/]+/[^/]+)"
+    r"(/(tree|blob)/(?P<revision>[^/]+)(/(?P<below>.+?))?)?/?"
+)
 
 
 def open_folder(path: str | os.PathLike[str], shared: dict[str, Any] | None = None) -> Folder:
@@ -76,6 +83,7 @@ def open_remote(url: str, places: dict[str, Any] | None = None) -> Folder:
     elif scheme in ("http", "https"):
         from saturation.checkpoints.web import Web, split_url
 
+        _refuse_page(url)
         key, prefix = split_url(url)
         made = partial(Web, key, places)
     else:
@@ -95,3 +103,16 @@ def _refuse_impossible(url: str) -> None:
             urllib.parse.urlsplit(url)
     except ValueError as error:
         raise CheckpointFormatError(f"{shown_url(url)} is no URL: {error}.") from error
+
+
+def _refuse_page(url: str) -> None:
+    """Raise `CheckpointFormatError` where a URL is of a page of the hub, which holds no file."""
+    parts = urllib.parse.urlsplit(url)
+    found = _HUB_PAGE.fullmatch(parts.path)
+    if parts.hostname in ("huggingface.co", "hf.co") and found:
+        revision = f"@{found['revision']}" if found["revision"] else ""
+        below = f"/{found['below']}" if found["below"] else ""
+        raise CheckpointFormatError(
+            f"{shown_url(url)} is a page of the hub and no file: give "
+            f"hf://{found['name']}{revision}{below}."
+        )

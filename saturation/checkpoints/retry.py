@@ -142,7 +142,9 @@ def _judged(error: Exception) -> OSError | None:
         return Denied(text)
     if status == 404:
         return FileNotFoundError(text)
-    return Answer(status, text) if status else OSError(text)
+    # What libraries say begins with the status again, and ends as a sentence.
+    said = text.removeprefix(f"{status} ").rstrip(". ")
+    return Answer(status, said) if status else OSError(text)
 
 
 def _status(error: Exception) -> int | None:

@@ -64,10 +64,11 @@ def sift(
       config: what the model's `config.json` says, where there is one.
 
     Raises:
-      CheckpointFormatError: the weights are quantised, all arrays are an adapter's, or a weight has
-        a type that is not read here.
+      CheckpointFormatError: the weights are quantised or lie elsewhere, all arrays are an
+        adapter's, or a weight has a type that is not read here.
     """
     _refuse_adapter(arrays, where)
+    _refuse_placeholders(arrays, where)
     _refuse_quantised(arrays, where, config or {})
     kept: dict[str, DiskArray] = {}
     left_out: list[LeftOut] = []
@@ -94,6 +95,8 @@ def why_no_parameter(name: str, array: DiskArray) -> str | None:
         return None
     if not array.shape:
         return f"a scalar ({array.dtype})"
+    if 0 in array.shape:
+        return "no elements"
     return f"not real floating point ({array.dtype})"
 
 
@@ -125,6 +128,19 @@ def _refuse_adapter(arrays: Mapping[str, DiskArray], where: str) -> None:
     weights = [name for name, array in arrays.items() if array.is_weight]
     if weights and all(map(_is_of_adapter, weights)):
         raise refuse_adapter_file(where, {})
+
+
+def _refuse_placeholders(arrays: Mapping[str, DiskArray], where: str) -> None:
+    """Raise where weights have the shape (0,), which no layer has: they are kept in pieces."""
+    empty = [name for name, a in arrays.items() if a.shape == (0,) and _is_weight_name(name)]
+    if empty:
+        raise CheckpointFormatError(
+            f"{where}: {empty[0]!r} is a weight and has no elements"
+            + (f" (nor have {len(empty) - 1} more)" if len(empty) > 1 else "")
+            + ", as DeepSpeed (ZeRO stage 3) leaves weights that its processes keep in pieces: "
+            "gather them (zero_to_fp32.py beside such a checkpoint does) and measure what that "
+            "writes."
+        )
 
 
 def _refuse_quantised(
