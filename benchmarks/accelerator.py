@@ -19,16 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import unbox
 
-from saturation.measures.direction import DIRECTION, one_minus_cosine, previous_delta
-from saturation.measures.norms import NORMS
-from saturation.measures.reduce import (
+from saturation.measures.direction.measure import DIRECTION, one_minus_cosine, previous_delta
+from saturation.measures.norms.measure import NORMS
+from saturation.models import T5, T5Config
+from saturation.runs.reduce import (
     accumulation,
     block_statistics,
     combine,
     enable_x64,
     statistic_rules,
 )
-from saturation.models import T5, T5Config
 
 BLOCKS, BLOCK = 50, 2**20
 MEASURES = (NORMS, DIRECTION)

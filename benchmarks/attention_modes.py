@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from saturation.attention import tempered_softmax
-from saturation.batches import read_tokens
 from saturation.limit import saturate, scale_parameters
-from saturation.measures.forwards import Forwards
 from saturation.models import T5, T5Config
-from saturation.trajectory import open_trajectory
-from saturation.vocabularies import vocabulary_beside
+from saturation.models.forwards import ModelOutputs
+from saturation.text.beside import vocabulary_beside
+from saturation.text.sequences import read_tokens
+from saturation.trajectory.trajectory import open_trajectory
 
 MASKS = {
     "correct": lambda scores: scores,
@@ -41,7 +41,7 @@ def mean_positions(config: T5Config, params, encoder, decoder) -> dict[tuple[str
     paths = [path for path in config.attention_names() if path.endswith("/self_attention")]
 
     def scores_of(params):
-        taps = Forwards(config, params, encoder, decoder).taps(params, attention_weights=True)
+        taps = ModelOutputs(config, params, encoder, decoder).taps(params, attention_weights=True)
         return [taps[f"{path}/scores"] for path in paths]
 
     def means(counts) -> np.ndarray:
@@ -96,7 +96,11 @@ def main() -> None:
     arguments = parser.parse_args()
     random = arguments.trajectory.startswith("t5-")  # to whose weights all ids are alike
     trajectory = None if random else open_trajectory(arguments.trajectory)
-    found = arguments.vocabulary or (trajectory and vocabulary_beside(trajectory)) or "bytes"
+    found = (
+        arguments.vocabulary
+        or (trajectory and vocabulary_beside(trajectory[trajectory.steps[0]].path, trajectory.path))
+        or "bytes"
+    )
     batch = read_tokens(
         arguments.tokens, found, arguments.sequences, arguments.length, decoder_input="same"
     )

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from saturation import load_results
-from saturation.results import load_vectors
+from saturation.results.table import load_vectors
 
 OF_LAYERS = r"(?P<stack>encoder|decoder)/layers_(?P<layer>\d+)$"
 OF_HEADS = r"(?P<stack>encoder|decoder)/layers_\d+/(?P<kind>\w*attention)/head_\d+$"

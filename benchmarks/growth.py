@@ -24,8 +24,8 @@ import numpy as np
 from interleaved import interleaved
 from scipy.stats import f as f_distribution
 
-from saturation.autoregression import errors_on
-from saturation.growth import fit_growth
+from saturation.growth.autoregression import errors_on
+from saturation.growth.fit import fit_growth
 
 TARGET = 2.0  # seconds
 GRIDS = {

@@ -28,8 +28,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from saturation import open_trajectory, saturate
-from saturation.measures.reduce import enable_x64
 from saturation.models import T5, T5Config
+from saturation.runs.reduce import enable_x64
 
 TOLERANCE = 1e-12
 SHOWN = 6

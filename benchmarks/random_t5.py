@@ -18,7 +18,7 @@ from flax.linen import unbox
 from flax.serialization import to_bytes
 
 from saturation.models import T5, T5Config
-from saturation.runfolder import write_whole
+from saturation.storage.write import write_whole
 
 
 def main() -> None:

@@ -40,11 +40,11 @@ def write(folder: Path, size: str, seed: int) -> None:
     from flax.linen import unbox
     from flax.traverse_util import flatten_dict
 
-    from saturation.measures.base import without_stars
-    from saturation.measures.forwards import Forwards
-    from saturation.measures.reduce import enable_x64
-    from saturation.measures.saturation import SATURATION
+    from saturation.measures.base import expand_wildcards
+    from saturation.measures.saturation.measure import SATURATION
     from saturation.models import T5, T5Config
+    from saturation.models.forwards import ModelOutputs
+    from saturation.runs.reduce import enable_x64
 
     config = T5Config.published(size)
     tokens = zipf_tokens(32_000)
@@ -56,13 +56,13 @@ def write(folder: Path, size: str, seed: int) -> None:
 
     @jax.jit
     def observe(params, tokens):
-        return SATURATION.observe(Forwards(config, params, tokens, tokens, SCALE))
+        return SATURATION.observe(ModelOutputs(config, params, tokens, tokens, SCALE))
 
     total = {}
     with enable_x64(True):
         wide = jax.tree.map(lambda p: p.astype("float64"), params)
         for rows in np.split(tokens, SEQUENCES // 4):
-            for scope, sums in without_stars(jax.device_get(observe(wide, rows))).items():
+            for scope, sums in expand_wildcards(jax.device_get(observe(wide, rows))).items():
                 if "/head_" not in scope:
                     summed = total.setdefault(scope, dict.fromkeys(sums, 0.0))
                     total[scope] = {name: summed[name] + float(sums[name]) for name in sums}

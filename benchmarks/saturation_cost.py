@@ -35,11 +35,12 @@ from flax.linen import unbox
 from interleaved import interleaved, ratio
 
 from saturation.limit import count_ties, saturate
-from saturation.measures.forwards import Forwards
-from saturation.measures.homogeneity import HOMOGENEITY
-from saturation.measures.reduce import enable_x64
-from saturation.measures.saturation import SATURATION, cosine
+from saturation.measures.homogeneity.measure import HOMOGENEITY
+from saturation.measures.means import cosine
+from saturation.measures.saturation.measure import SATURATION
 from saturation.models import T5, T5Config
+from saturation.models.forwards import ModelOutputs
+from saturation.runs.reduce import enable_x64
 
 BOTH = ("attention", "parameter")
 MEASURES = {  # name: (measure, what it compares with, terms)
@@ -128,7 +129,9 @@ def measures(
     """Whole measures of one batch, as the driver takes them."""
 
     def measured(params, measure, compared, terms):
-        return measure.observe(Forwards(config, params, tokens, tokens, 1000.0, terms, compared))
+        return measure.observe(
+            ModelOutputs(config, params, tokens, tokens, 1000.0, terms, compared)
+        )
 
     with enable_x64(True):
         return {

@@ -32,10 +32,10 @@ from flax.traverse_util import unflatten_dict
 from interleaved import interleaved, ratio
 from jax.extend.core import jaxprs_in_params
 
-from saturation.measures.forwards import Forwards
-from saturation.measures.reduce import enable_x64
-from saturation.measures.smoothing import SMOOTHING
+from saturation.measures.smoothing.measure import SMOOTHING
 from saturation.models import T5Config
+from saturation.models.forwards import ModelOutputs
+from saturation.runs.reduce import enable_x64
 
 Program = Callable[..., Any]
 
@@ -57,13 +57,13 @@ def programs(config: T5Config, joint: int = 0) -> dict[str, Program]:
     """The forward pass with all taps, and the same with the measure, `joint` sequences iterated."""
 
     def forward(params, encoder, decoder):
-        return Forwards(config, params, encoder, decoder).soft
+        return ModelOutputs(config, params, encoder, decoder).at_temperature_one
 
     def both(params, encoder, decoder):
         # By name and only where asked for: the versions before had no such argument.
         asked = {"iterated": np.arange(len(encoder)) < joint} if joint else {}
-        forwards = Forwards(config, params, encoder, decoder, **asked)
-        return forwards.soft, SMOOTHING.observe(forwards)
+        forwards = ModelOutputs(config, params, encoder, decoder, **asked)
+        return forwards.at_temperature_one, SMOOTHING.observe(forwards)
 
     return {"forward": jax.jit(forward), "with_smoothing": jax.jit(both)}
 

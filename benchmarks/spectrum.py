@@ -22,12 +22,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command line does
 import numpy as np
 
 from saturation.checkpoints.base import Parameter
-from saturation.measures.spectrum import SPECTRUM
+from saturation.measures.spectrum.measure import SPECTRUM
 from saturation.models import T5Config
-from saturation.plan import Shard, group_jobs
-from saturation.progress import Progress
-from saturation.run_groups import measure_groups
-from saturation.runfolder import RunFolder
+from saturation.results.folder import RunFolder
+from saturation.runs.groups import measure_groups
+from saturation.runs.plan import Shard, group_jobs
+from saturation.runtime.progress import Progress
 
 TARGET = 5.0  # seconds
 

@@ -10,24 +10,24 @@ True
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from saturation._package import __version__ as __version__
+from saturation._package import on_first_use
 
 if TYPE_CHECKING:
     from saturation.attention import tempered_softmax
-    from saturation.growth import fit_growth
+    from saturation.growth.fit import fit_growth
     from saturation.limit import saturate, scale_parameters
-    from saturation.results import load_results
-    from saturation.run import measure
-    from saturation.trajectory import open_trajectory
+    from saturation.results.table import load_results
+    from saturation.runs.measure import measure
+    from saturation.trajectory.trajectory import open_trajectory
 
 _HOME = {
-    "open_trajectory": "saturation.trajectory",
-    "measure": "saturation.run",
-    "load_results": "saturation.results",
-    "fit_growth": "saturation.growth",
+    "open_trajectory": "saturation.trajectory.trajectory",
+    "measure": "saturation.runs.measure",
+    "load_results": "saturation.results.table",
+    "fit_growth": "saturation.growth.fit",
     "tempered_softmax": "saturation.attention",
     "saturate": "saturation.limit",
     "scale_parameters": "saturation.limit",
@@ -43,11 +43,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'saturation' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = on_first_use(__name__, _HOME)

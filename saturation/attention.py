@@ -36,7 +36,7 @@ def tempered_softmax(
 
     Ties are those of the scores given. Equal tokens do not always have equal scores: sums of the
     same products in another order differ by roundings, on CPUs too. Whoever counts ties of
-    computed scores compares them by `saturation.ties`.
+    computed scores compares them by `saturation.limit.ties`.
 
     Args:
       scores: an array of any real dtype. A score of -inf counts as a key that is not allowed.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from saturation.parts import describe
-from saturation.progress import Progress
-from saturation.results import load_results, load_vectors
-from saturation.runfolder import RunFolder, refuse_url
-from saturation.signals import stop_requested
+from pydantic import model_validator
 
-if TYPE_CHECKING:
-    from saturation.config import ExperimentConfig
+from saturation.config import Natural, Section
+from saturation.results.folder import RunFolder
+from saturation.results.parts import read_run_json
+from saturation.results.table import load_results, load_vectors
+from saturation.runs.settings import ActivationsConfig
+from saturation.runtime.progress import Progress
+from saturation.runtime.signals import stop_requested
+from saturation.storage.write import refuse_url
+from saturation.training.config import PretrainConfig
 
 
 def run_experiment(config: ExperimentConfig) -> str:
@@ -24,17 +26,17 @@ def run_experiment(config: ExperimentConfig) -> str:
     Raises:
       SaturationError: any of the steps fails; what was finished stays.
     """
-    from saturation.run import measure
-    from saturation.run_activations import read_settings
-    from saturation.trajectory import open_trajectory
+    from saturation.runs.measure import measure
+    from saturation.runs.settings import read_settings
+    from saturation.trajectory.trajectory import open_trajectory
 
     asked = config.activations.model_dump()
     if config.pretrain is None:
         trajectory = open_trajectory(str(config.trajectory), config.steps)
         settings = read_settings(config.measures, trajectory=trajectory, **asked)
     else:
+        from saturation.text.vocabulary import embedding_rows, open_to_pretrain
         from saturation.training import pretrain
-        from saturation.training.tokens import embedding_rows, open_to_pretrain
 
         # What cannot be read, or is of another vocabulary, is said before anything is trained.
         own = config.pretrain.text.vocabulary
@@ -95,7 +97,7 @@ def report(
         written += write_figures(tables, fits, figures, eigenvalues)
         written.append(write_summary(tables, fits, Path(figures) / "summary.txt"))
     if page is not None:
-        facts = {names[run]: describe(RunFolder(run)) for run in runs}
+        facts = {names[run]: read_run_json(RunFolder(run)) for run in runs}
         written.append(write_page(tables, fits, page, facts, eigenvalues))
     return written
 
@@ -112,3 +114,33 @@ def short_names(runs: Sequence[str]) -> dict[str, str]:
         if len(set(names.values())) == len(names):
             return names
     return {run: run for run in runs}
+
+
+class ExperimentConfig(Section):
+    """Checkpoints, what is measured on them, and where the results and figures go.
+
+    Attributes:
+        out: folder of the run: the table of results.
+        report: folder of the figures.
+        pretrain: the trajectory is made first, unless it is there already; or
+        trajectory: path or URL of one that exists.
+        measures: their names.
+        steps: which checkpoints: all, `START:STOP:EVERY` or a list.
+        activations: the tokens that measures of activations are taken on, and how.
+        page: file of an interactive page, `report.html`.
+    """
+
+    out: str
+    report: str
+    pretrain: PretrainConfig | None = None
+    trajectory: str | None = None
+    measures: tuple[str, ...] = ("norms", "direction")
+    steps: str | tuple[Natural, ...] | None = None
+    activations: ActivationsConfig = ActivationsConfig()
+    page: str | None = None
+
+    @model_validator(mode="after")
+    def _one_trajectory(self) -> ExperimentConfig:
+        if (self.pretrain is None) == (self.trajectory is None):
+            raise ValueError("give either 'pretrain' or 'trajectory', and not both")
+        return self

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from t5_reference import nested, random_parameters, random_tokens
 
-from saturation.batches import TokenBatch
 from saturation.checkpoints.base import Parameter
-from saturation.measures.base import STEP, ActivationMeasure, without_stars
-from saturation.measures.forwards import Forwards
+from saturation.measures.base import STEP, ActivationMeasure, expand_wildcards
 from saturation.models import T5Config
+from saturation.models.forwards import ModelOutputs
+from saturation.text.sequences import TokenBatch
 
 KEY_KINDS = np.array([1, 2, 1, 0, 2, 1, 2, 1, 0, 1, 2, 1], np.int8)  # of FORMS' 12 ids
 QUICK = {"xla_backend_optimization_level": 0}  # compiling is most of what these tests take
@@ -49,7 +49,7 @@ def case(form="v1_0", seed=0, dtype=np.float32, scale=0.3, positions=True, **siz
 def forwards_of(config, params, encoder_tokens, decoder_tokens, scale=1000.0):
     """What any measure may ask for."""
     every = jax.numpy.ones(len(encoder_tokens), bool)
-    return Forwards(
+    return ModelOutputs(
         config, params, encoder_tokens, decoder_tokens, scale, key_kinds=KEY_KINDS, iterated=every
     )
 
@@ -76,7 +76,7 @@ def table(measure: ActivationMeasure, observed):
                 | {STEP: np.zeros(1)}
             ).items()
         }
-        for scope, statistics in without_stars(jax.device_get(observed)).items()
+        for scope, statistics in expand_wildcards(jax.device_get(observed)).items()
     }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import tensorstore as ts
 from safetensors.numpy import save_file
 
-from saturation.checkpoints.local_folder import LocalFolder
+from saturation.storage.local_folder import LocalFolder
 
 Arrays = dict[str, np.ndarray]
 EMBED, HEADS, HEAD_DIM, MLP, VOCAB = 16, 4, 3, 24, 40

@@ -19,9 +19,17 @@ import warnings
 from types import TracebackType
 from typing import Any
 
-IMPORTED = ("typer", "yaml", "pandas", "pyarrow.parquet", "pydantic", "jax", "saturation.listing")
-IMPORTED += ("saturation.cli", "saturation.config", "saturation.audit", "saturation.run")
-IMPORTED += ("saturation.run_activations", "saturation.growth", "saturation.report.export")
+IMPORTED = ("typer", "yaml", "pandas", "pyarrow.parquet", "pydantic", "jax", "saturation.cli.text")
+IMPORTED += (
+    "saturation.cli.commands",
+    "saturation.config",
+    "saturation.training.config",
+    "saturation.experiment",
+    "saturation.runs.settings",
+    "saturation.trajectory.audit",
+    "saturation.runs.measure",
+)
+IMPORTED += ("saturation.runs.activations", "saturation.growth.fit", "saturation.report.export")
 
 
 def serve() -> None:
@@ -57,7 +65,7 @@ def _become_command(
     argv: list[str], folder: str, stdout: str | None, stderr: str | None, bare: bool = False
 ) -> None:
     """Be `saturation ARGV`, from its first line to its exit."""
-    from saturation import cli
+    from saturation.cli import commands as cli
 
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, (name, path) in enumerate((("stdout", stdout), ("stderr", stderr)), start=1):

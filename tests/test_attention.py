@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 from saturation.attention import attention, tempered_softmax
 from saturation.errors import ArgumentError, SaturationError
-from saturation.measures.reduce import enable_x64
+from saturation.runs.reduce import enable_x64
 
 DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32]
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from saturation import audit as auditing
-from saturation.audit import Finding, audit, expected_steps
-from saturation.trajectory import open_trajectory
+from saturation.trajectory import audit as auditing
+from saturation.trajectory.audit import Finding, audit, expected_steps
+from saturation.trajectory.trajectory import open_trajectory
 
 STEPS = tuple(range(0, 800, 100))
 KINDS = ("attention/query", "attention/key", "mlp/wi", "mlp/wo")

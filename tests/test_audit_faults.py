@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from checkpoint_writers import BFLOAT16, hugging_face, t5_parameters, write_hugging_face
 
-from saturation.audit import Finding, audit
-from saturation.trajectory import open_trajectory
+from saturation.trajectory.audit import Finding, audit
+from saturation.trajectory.trajectory import open_trajectory
 
 STEPS = tuple(range(0, 800, 100))
 LAYER = "encoder.block.1."
@@ -205,7 +205,7 @@ def test_faults_planted_in_a_real_trajectory(fixtures, tmp_path, fault):
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    code = "from saturation.cli import main; main()"
+    code = "from saturation.cli.commands import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, "audit", *arguments], capture_output=True, text=True
     )

@@ -15,12 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 import saturation
-from saturation.audit import audit
-from saturation.checkpoints import archive, open_checkpoint
-from saturation.checkpoints.archive import Archive, combine_crc32
-from saturation.checkpoints.local_folder import LocalFolder
-from saturation.cli import app
+from saturation.checkpoints import open_checkpoint
+from saturation.checkpoints.arrays import archive
+from saturation.checkpoints.arrays.archive import Archive, combine_crc32
+from saturation.cli.commands import app
 from saturation.errors import CheckpointFormatError
+from saturation.storage.local_folder import LocalFolder
+from saturation.trajectory.audit import audit
 
 # The pickles are written by hand, instruction by instruction, since torch is not installed.
 MARK, TUPLE, EMPTY_TUPLE, REDUCE, PERSISTENT = b"(", b"t", b")", b"R", b"Q"

@@ -14,7 +14,7 @@ from checkpoint_writers import (
 )
 
 from saturation.checkpoints import open_checkpoint
-from saturation.stream import blocks
+from saturation.runs.blocks import blocks
 
 
 def read_in_blocks(folder, limit: int) -> tuple[int, dict[str, np.ndarray]]:

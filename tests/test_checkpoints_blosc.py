@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from saturation.checkpoints.local_folder import LocalFolder
+from saturation.checkpoints.arrays.zarr import ZarrArray, decompress
 from saturation.checkpoints.t5x import folder_fetch
-from saturation.checkpoints.zarr import ZarrArray, decompress
 from saturation.errors import CheckpointFormatError
+from saturation.storage.local_folder import LocalFolder
 
 
 def write(folder: Path, values: np.ndarray, chunks: list[int], **compressor: object) -> ZarrArray:

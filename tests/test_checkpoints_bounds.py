@@ -21,14 +21,14 @@ import pytest
 from test_checkpoints_fuzz import write_orbax
 from test_checkpoints_hostile import attack
 
-from saturation.audit import expected_steps
-from saturation.checkpoints import bounds, checksum
-from saturation.checkpoints.local_folder import LocalFolder
-from saturation.config import CheckpointConfig
+from saturation.checkpoints.arrays import bounds, checksum
 from saturation.errors import CheckpointFormatError, ConfigError, ResultsError, TrajectoryError
-from saturation.runfolder import RunFolder
-from saturation.stream import blocks
+from saturation.results.folder import RunFolder
+from saturation.runs.blocks import blocks
+from saturation.storage.local_folder import LocalFolder
+from saturation.training.config import CheckpointConfig
 from saturation.training.folder import Log, read_record
+from saturation.trajectory.audit import expected_steps
 
 ZARR2 = {"zarr_format": 2, "shape": [2, 2], "chunks": [2, 2], "dtype": "<f4", "compressor": None}
 ZARR3 = {
@@ -328,7 +328,7 @@ def test_checksums_agree_with_and_without_awscrt(monkeypatch):
 
 def test_awscrt_is_imported_only_where_a_checksum_is_verified():
     code = (
-        "import sys, saturation.checkpoints.tensor_bundle, saturation.checkpoints.zarr3;"
+        "import sys; from saturation.checkpoints.arrays import tensor_bundle, zarr3;"
         "sys.exit('awscrt' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

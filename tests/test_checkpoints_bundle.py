@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from checkpoint_writers import assert_same, t5_parameters
 
-from saturation.checkpoints import names, open_checkpoint, tensor_bundle
+from saturation.checkpoints import names, open_checkpoint
+from saturation.checkpoints.arrays import tensor_bundle
 from saturation.errors import CheckpointFormatError
-from saturation.trajectory import open_trajectory
+from saturation.trajectory.trajectory import open_trajectory
 
 NUMBERS = {"float32": 1, "float64": 2, "int64": 9, "bfloat16": 14}
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from saturation.errors import CheckpointFormatError
-from saturation.trajectory import open_trajectory
+from saturation.trajectory.trajectory import open_trajectory
 
 # Which reader claims which folder.
 CLAIMED = {

@@ -23,7 +23,7 @@ from checkpoint_writers import (
 
 from saturation.checkpoints import open_checkpoint
 from saturation.errors import CheckpointFormatError
-from saturation.trajectory import open_trajectory
+from saturation.trajectory.trajectory import open_trajectory
 
 
 def write(path: Path, tree: dict) -> Path:

@@ -19,8 +19,8 @@ from checkpoint_writers import (
 )
 
 from saturation.checkpoints import FORMATS, open_checkpoint
-from saturation.checkpoints.local_folder import LocalFolder
 from saturation.errors import CheckpointFormatError
+from saturation.storage.local_folder import LocalFolder
 
 
 @pytest.fixture(scope="module")

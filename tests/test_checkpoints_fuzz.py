@@ -34,11 +34,12 @@ from hypothesis import strategies as st
 from test_checkpoints_bundle import mesh_names, write_bundle
 from test_checkpoints_torch import save, tensors, torch  # noqa: F401 (a fixture)
 
-from saturation.checkpoints import msgpack_index, safetensors, tensor_bundle, torch_pickle, zarr
-from saturation.checkpoints.archive import Refused
-from saturation.checkpoints.local_folder import LocalFolder
+from saturation.checkpoints.arrays import flax_msgpack_index as msgpack_index
+from saturation.checkpoints.arrays import safetensors, tensor_bundle, torch_pickle, zarr
+from saturation.checkpoints.arrays.archive import Refused
 from saturation.errors import CheckpointFormatError, SaturationError
-from saturation.trajectory import open_trajectory
+from saturation.storage.local_folder import LocalFolder
+from saturation.trajectory.trajectory import open_trajectory
 
 SECONDS_PER_CASE = 20
 EXTRA_MEMORY = 200 * 1024 * 1024

@@ -27,7 +27,7 @@ READ_ALL = """
 import resource, sys, time
 import numpy, ml_dtypes, pyarrow, tensorstore
 from saturation.errors import SaturationError
-from saturation.trajectory import open_trajectory
+from saturation.trajectory.trajectory import open_trajectory
 from saturation.scopes import scopes
 
 def peak():

@@ -22,9 +22,9 @@ from safetensors.numpy import save_file
 
 import saturation
 from saturation.checkpoints import open_checkpoint
+from saturation.cli.text import describe_trajectory, trajectory_text
 from saturation.errors import CheckpointFormatError, TrajectoryError
-from saturation.listing import describe_trajectory, trajectory_text
-from saturation.plan import shared_parameters
+from saturation.runs.plan import shared_parameters
 
 generator = np.random.default_rng(0)
 

@@ -24,8 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saturation.errors import SaturationError
-from saturation.stream import blocks
-from saturation.trajectory import open_trajectory
+from saturation.runs.blocks import blocks
+from saturation.trajectory.trajectory import open_trajectory
 
 SECONDS_PER_CASE = 20
 EXTRA_MEMORY = 200 * 2**20

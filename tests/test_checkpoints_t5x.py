@@ -27,8 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import saturation
-from saturation.checkpoints import open_checkpoint, zarr
-from saturation.checkpoints.zarr import decompress
+from saturation.checkpoints import open_checkpoint
+from saturation.checkpoints.arrays import zarr
+from saturation.checkpoints.arrays.zarr import decompress
 from saturation.errors import CheckpointFormatError, SaturationError
 
 QUERY = "encoder/layers_1/attention/query/kernel"
@@ -162,7 +163,7 @@ def test_opening_reads_no_inline_leaf_that_nobody_asks_for(tmp_path):
     big = {**t5_parameters(), "token_embedder/embedding": np.ones((50_000, EMBED), np.float32)}
     folder = CountingFolder(tmp_path)
     write_t5x_file(tmp_path / "checkpoint_1", big)
-    checkpoint = open_checkpoint(folder.only("checkpoint_1"))
+    checkpoint = open_checkpoint(folder.restricted_to("checkpoint_1"))
     checkpoint.read(QUERY)
     assert folder.total < (tmp_path / "checkpoint_1").stat().st_size / 2
 

@@ -14,10 +14,10 @@ from safetensors.numpy import save_file
 import saturation
 from saturation.checkpoints import open_checkpoint
 from saturation.checkpoints.torch_names import same_bits, unwrapped
+from saturation.cli.text import describe_trajectory, trajectory_text
 from saturation.errors import CheckpointFormatError
-from saturation.listing import describe_trajectory, trajectory_text
-from saturation.plan import shared_parameters
-from saturation.trajectory import open_trajectory
+from saturation.runs.plan import shared_parameters
+from saturation.trajectory.trajectory import open_trajectory
 
 V, D = 24, 8
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorstore as ts
 
-from saturation.checkpoints.local_folder import LocalFolder
+from saturation.checkpoints.arrays.zarr3 import Zarr3Array
 from saturation.checkpoints.t5x import folder_fetch
-from saturation.checkpoints.zarr3 import Zarr3Array
 from saturation.errors import CheckpointFormatError
+from saturation.storage.local_folder import LocalFolder
 
 BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 ZSTD = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}

@@ -12,9 +12,9 @@ from made_trajectory import write_trajectory
 from typer.testing import CliRunner
 
 import saturation
-from saturation import cli
-from saturation.listing import measured_text
-from saturation.run import Outcome
+from saturation.cli import commands as cli
+from saturation.cli.text import measured_text
+from saturation.runs.measure import Outcome
 
 
 class Result:

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saturation.config import CheckpointConfig, ExperimentConfig, PretrainConfig, load_config
+from saturation.config import load_config
 from saturation.errors import ConfigError
+from saturation.experiment import ExperimentConfig
+from saturation.training.config import CheckpointConfig, PretrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EXPERIMENTS = sorted(CONFIGS.glob("*.yaml"))  # configs/trajectories has a form and tests of its own
@@ -22,7 +24,7 @@ def _write(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
 def test_every_file_in_configs_is_an_experiment_with_a_header(path):
-    config = load_config(path)
+    config = load_config(path, None, ExperimentConfig)
     if config.pretrain is not None:
         assert config.pretrain.checkpoints.chosen(config.pretrain.steps)
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
@@ -34,7 +36,7 @@ def test_every_file_in_configs_is_an_experiment_with_a_header(path):
 def test_an_override_is_read_as_yaml_and_reaches_its_section(tmp_path):
     path = _write(tmp_path, "out: r\nsteps: 10\noptimizer: {learning_rate: 0.1}\n")
     overrides = {"optimizer.learning_rate": "1e-3", "checkpoints": "[2, 4]", "model.emb_dim": "8"}
-    config = load_config(path, overrides, PretrainConfig)
+    config = load_config(path, overrides, PretrainConfig, "pretrain")
     assert config.optimizer.learning_rate == 1e-3
     assert config.checkpoints.chosen(10) == (0, 2, 4, 10)
     assert config.model.emb_dim == 8
@@ -42,8 +44,8 @@ def test_an_override_is_read_as_yaml_and_reaches_its_section(tmp_path):
 
 def test_a_pretraining_is_taken_from_an_experiment(tmp_path):
     path = _write(tmp_path, "out: r\nreport: f\npretrain: {out: t, steps: 10}\n")
-    assert load_config(path, {"steps": "20"}, PretrainConfig).steps == 20
-    assert load_config(path, {"pretrain.steps": "20"}).pretrain.steps == 20
+    assert load_config(path, {"steps": "20"}, PretrainConfig, "pretrain").steps == 20
+    assert load_config(path, {"pretrain.steps": "20"}, ExperimentConfig).pretrain.steps == 20
 
 
 BAD = {
@@ -71,7 +73,7 @@ BAD = {
 def test_a_bad_file_is_refused_in_one_sentence(tmp_path, text, message):
     path = _write(tmp_path, text)
     with pytest.raises(ConfigError) as error:
-        load_config(path, kind=PretrainConfig)
+        load_config(path, None, PretrainConfig, "pretrain")
     assert message in str(error.value)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
@@ -82,22 +84,22 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(
         ConfigError, match=r"absent\.yaml: the configuration cannot be read: No such"
     ):
-        load_config(tmp_path / "absent.yaml")
+        load_config(tmp_path / "absent.yaml", None, ExperimentConfig)
 
 
 @pytest.mark.parametrize("extra", ["", "trajectory: t\npretrain: {out: t, steps: 1}\n"])
 def test_an_experiment_has_exactly_one_source(tmp_path, extra):
     path = _write(tmp_path, f"out: r\nreport: f\n{extra}")
     with pytest.raises(ConfigError, match="give either 'pretrain' or 'trajectory', and not both"):
-        load_config(path, kind=ExperimentConfig)
+        load_config(path, None, ExperimentConfig)
 
 
 def test_an_override_of_something_inside_a_value_is_refused(tmp_path):
     path = _write(tmp_path, "out: r\nsteps: 10\n")
     with pytest.raises(ConfigError, match=r"--set steps\.x: 'steps' holds a value"):
-        load_config(path, {"steps.x": "1"}, PretrainConfig)
+        load_config(path, {"steps.x": "1"}, PretrainConfig, "pretrain")
     with pytest.raises(ConfigError, match=r"--set steps=\[1: the value is not valid YAML"):
-        load_config(path, {"steps": "[1"}, PretrainConfig)
+        load_config(path, {"steps": "[1"}, PretrainConfig, "pretrain")
 
 
 @given(st.integers(2, 60), st.data())

@@ -8,11 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from saturation.batches import TokenBatch, read_corpus_tokens, read_tokens
 from saturation.errors import ConfigError
-from saturation.measures import cooccurrence
-from saturation.measures.cooccurrence import COMMON, DISTINCT, UNCLASSIFIED, Pairs, key_kinds, lift
-from saturation.scan_snap.data import Language, draw
+from saturation.measures.scan import cooccurrence
+from saturation.measures.scan.cooccurrence import (
+    COMMON,
+    DISTINCT,
+    UNCLASSIFIED,
+    Pairs,
+    key_kinds,
+    lift,
+)
+from saturation.studies.scan_snap.data import Language, draw
+from saturation.text.sequences import TokenBatch, read_corpus_tokens, read_tokens
 
 
 def texts(rows):

@@ -9,12 +9,12 @@ import pytest
 from made_trajectory import write_trajectory
 
 import saturation
-from saturation.batches import read_tokens
 from saturation.errors import MeasureError, ResultsError
-from saturation.plan import Shard, planned_work
-from saturation.progress import Progress
-from saturation.run_activations import ActivationSettings
-from saturation.runfolder import RunFolder
+from saturation.results.folder import RunFolder
+from saturation.runs.plan import Shard, planned_work
+from saturation.runs.settings import ActivationSettings
+from saturation.runtime.progress import Progress
+from saturation.text.sequences import read_tokens
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,9 @@ def trajectory(tmp_path_factory: pytest.TempPathFactory) -> saturation.Trajector
 def change(run: Path, **changes: object) -> None:
     """Write `run.json` as another version might have; None takes a key away."""
     described = json.loads((run / "run.json").read_text()) | changes
-    RunFolder(run).describe({key: said for key, said in described.items() if said is not None})
+    RunFolder(run).write_run_json(
+        {key: said for key, said in described.items() if said is not None}
+    )
 
 
 @pytest.mark.parametrize("key", ["steps", "arrays", "bundles"])

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from saturation.growth import LAWS, Fit
-from saturation.report.figures import PLANS
-from saturation.report.glossary import GLOSSARY
+from saturation.growth.fit import LAWS, Fit
+from saturation.measures import MEASURES as REGISTRY
+from saturation.measures import words_of
+from saturation.report.glossary import glossary
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURES = (ROOT / "docs" / "measures.md").read_text(encoding="utf-8")
@@ -22,7 +23,8 @@ def named() -> set[str]:
 
 
 def test_every_metric_law_and_figure_is_explained():
-    wanted = {term.metric for term in GLOSSARY} | set(LAWS) | set(PLANS)
+    figures = {figure for name in REGISTRY for figure in words_of(name).figures}
+    wanted = {term.metric for term in glossary()} | set(LAWS) | figures
     assert wanted <= named()
 
 

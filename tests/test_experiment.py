@@ -11,19 +11,19 @@ import yaml
 from made_trajectory import write_trajectory
 
 import saturation
-from saturation.batches import read_tokens
-from saturation.config import ActivationsConfig, ExperimentConfig, load_config
+from saturation.config import load_config
 from saturation.errors import ConfigError
-from saturation.experiment import run_experiment
-from saturation.measures.saturation import LIMITS
-from saturation.run_activations import ActivationSettings, read_settings
+from saturation.experiment import ExperimentConfig, run_experiment
+from saturation.models.base import LIMITS
+from saturation.runs.settings import ActivationsConfig, ActivationSettings, read_settings
+from saturation.text.sequences import read_tokens
 
 
 def written(folder: Path, **keys: object) -> ExperimentConfig:
     places = {"out": str(folder / "run"), "report": str(folder / "figures")}
     path = folder / "experiment.yaml"
     path.write_text(yaml.safe_dump({**places, **keys}))
-    return load_config(path)
+    return load_config(path, None, ExperimentConfig)
 
 
 def test_measures_of_activations_are_taken_on_the_tokens_the_file_names(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_without_the_section_they_are_taken_on_what_the_command_line_takes_them_
     by_default = read_settings(["heads", "scan"])
     assert by_file is not None
     assert by_default is not None
-    assert by_file.describe() == by_default.describe()
+    assert by_file.fingerprint() == by_default.fingerprint()
     assert by_file.describe_corpus() == by_default.describe_corpus()
 
 

@@ -14,19 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-import saturation.growth
-from saturation import autoregression
-from saturation.autoregression import CLOCKS, errors_on
+import saturation.growth.fit
 from saturation.errors import SaturationError
-from saturation.growth import (
+from saturation.growth import autoregression
+from saturation.growth.autoregression import CLOCKS, errors_on
+from saturation.growth.fit import (
     LAWS,
     best_law,
-    describe,
+    equation,
     fit_all,
     fit_growth,
     ranked,
 )
-from saturation.power_law import POWER_BOUNDS, local_exponents, shape
+from saturation.growth.power_law import POWER_BOUNDS, local_exponents, shape
 
 STEPS = np.arange(0, 5200, 50)
 EXACT = {
@@ -386,17 +386,17 @@ def test_json_holds_every_field():
 
 
 def test_describe_is_an_equation():
-    assert describe(fit_growth(STEPS, 2 * np.sqrt(STEPS) - 3, "sqrt")) == "ρ = 2·√t - 3"
-    assert describe(fit_growth(STEPS, 2 * STEPS**0.7 + 3)) == "ρ = 2·t^0.700 + 3"
+    assert equation(fit_growth(STEPS, 2 * np.sqrt(STEPS) - 3, "sqrt")) == "ρ = 2·√t - 3"
+    assert equation(fit_growth(STEPS, 2 * STEPS**0.7 + 3)) == "ρ = 2·t^0.700 + 3"
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(saturation.growth).failed == 0
+    assert doctest.testmod(saturation.growth.fit).failed == 0
 
 
 def test_needs_no_jax():
     code = (
-        "import sys, saturation.growth as growth\n"
+        "import sys, saturation.growth.fit as growth\n"
         "growth.fit_all(range(30), [x ** .5 for x in range(30)])\n"
         "print([name for name in ('jax', 'pandas', 'matplotlib') if name in sys.modules])"
     )

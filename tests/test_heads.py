@@ -12,10 +12,10 @@ from activation_cases import FORMS, case, observe_table, valid_rows
 from t5_reference import nested, random_parameters, reference_t5
 
 from saturation.attention import tempered_softmax
-from saturation.measures.forwards import Forwards
-from saturation.measures.heads import HEADS
+from saturation.measures.heads.measure import HEADS
 from saturation.measures.means import mean_and_error, sum_names, sums_over_sequences
-from saturation.measures.reduce import enable_x64
+from saturation.models.forwards import ModelOutputs
+from saturation.runs.reduce import enable_x64
 
 
 def by_brute_force(config, flat, encoder, decoder):
@@ -89,7 +89,7 @@ def test_planted_ties_are_counted_though_a_cpu_breaks_them(heads, length):
 
     @jax.jit
     def observed(params):
-        made = Forwards(config, params, *tokens)
+        made = ModelOutputs(config, params, *tokens)
         limits = [made.parameter_limit[f"{path}/weights"] for path in paths]
         return [made.attended_keys(path) for path in paths], limits
 
@@ -115,7 +115,7 @@ def test_the_limit_is_counted_where_it_is_asked_for():
     config, _, params, tokens = case(dtype=np.float64)
     with enable_x64(True):
         found = jax.jit(
-            lambda p: HEADS.observe(Forwards(config, p, *tokens, limits=("attention",)))
+            lambda p: HEADS.observe(ModelOutputs(config, p, *tokens, limits=("attention",)))
         )(params)
     for statistics in found.values():
         assert (np.asarray(statistics["limit_queries"]) == 0).all()
@@ -176,7 +176,9 @@ def test_a_uniform_head_attends_half_of_the_length_under_a_causal_mask():
 def soft(config, params, tokens, temperature=1.0):
     @jax.jit
     def taps(params, temperature):
-        return Forwards(config, params, *tokens).taps(params, temperature, attention_weights=True)
+        return ModelOutputs(config, params, *tokens).taps(
+            params, temperature, attention_weights=True
+        )
 
     return taps(params, temperature)
 

@@ -12,15 +12,15 @@ import pytest
 from activation_cases import FORMS, case, observe_table, valid_rows
 from t5_reference import nested, random_parameters, reference_t5
 
-from saturation.measures.forwards import Forwards
-from saturation.measures.homogeneity import (
+from saturation.measures.homogeneity.measure import (
     HOMOGENEITY,
     SCALES,
     along_scale,
     homogeneity,
     local_degree,
 )
-from saturation.measures.reduce import enable_x64
+from saturation.models.forwards import ModelOutputs
+from saturation.runs.reduce import enable_x64
 
 GRID = (0.5, 1.0, 7.0, 300.0)
 
@@ -149,7 +149,7 @@ def test_repeated_tokens_leave_no_noise_in_the_local_degree(length, positions):
     params = nested({name: np.asarray(array) for name, array in flat.items()})
     rng = np.random.default_rng(length)
     tokens = tuple(rng.integers(1, 4, (3, length)).astype(np.int32) for _ in range(2))
-    forwards = Forwards(config, params, *tokens)
+    forwards = ModelOutputs(config, params, *tokens)
     values, slopes = jax.jit(lambda p: along_scale(forwards.taps, p, 1000.0))(forwards.wide_params)
     for scope in ("encoder/layers_0", "decoder/layers_0"):
         found = local_degree(values[scope], slopes[scope])

@@ -13,10 +13,10 @@ import servers
 from safetensors.numpy import save_file
 
 import saturation
+from saturation.cli.text import status_text
 from saturation.errors import CheckpointFormatError, FormerVersionWarning, ResultsError
-from saturation.listing import status_text
-from saturation.parts import status
-from saturation.runfolder import RunFolder
+from saturation.results.folder import RunFolder
+from saturation.results.parts import status
 
 FORMER = Path(__file__).parent / "data" / "run_of_20ae0b7"
 
@@ -96,7 +96,7 @@ def test_a_file_that_changes_while_it_is_measured_is_named(trajectory, times_bac
 
 
 def test_a_checkpoint_that_changes_under_a_run_stops_it(trajectory, tmp_path, monkeypatch):
-    from saturation.run_weights import WeightStream
+    from saturation.runs.weights import WeightStream
 
     begin = WeightStream.run
 
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_changes_under_a_run_stops_it(trajectory, tmp_path, mo
 def test_a_run_that_is_deleted_while_it_is_written_is_no_success(
     trajectory, tmp_path, monkeypatch, lost
 ):
-    from saturation.run_weights import WeightStream
+    from saturation.runs.weights import WeightStream
 
     begin = WeightStream.run
 

@@ -1,141 +1,137 @@
-"""The flow of DESIGN.md: what each module may import, and what must stay out of a process."""
+"""The rooms of the package: what each may import, and what must stay out of a process."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from safetensors.numpy import save_file
 
 PACKAGE = Path(__file__).resolve().parents[1] / "saturation"
+MOST_NAMES, MOST_MODULES, MOST_RANKS = 26, 7, 9
 
-# Each line may import from itself and from the lines above it, never from one below: the arrows of
-# "Data flows one way". Modules of one line do not import each other, but for packages' own files.
-FLOW = (
-    ("errors", "autoregression", "local_files", "plain_yaml", "settings"),
-    (
-        "signals",
-        "ties",
-        "power_law",
-        "progress",
-        "scopes",
-        "attention",
-        "linalg",
-        "config",
-        "path_order",
-        "step_names",
-    ),
-    ("limit",),
-    ("models",),
-    ("checkpoints",),
-    ("manifest", "folder_steps"),
-    ("trajectory",),
-    ("audit", "constants", "survey"),
+# A room may import from itself and from the ranks above it, never from its own or one below.
+RANKS = (
+    ("_package", "errors", "scopes"),
+    ("storage", "limit", "attention"),
+    ("config", "checkpoints", "models", "growth"),
+    ("trajectory", "runtime", "text", "plots"),
     ("measures",),
-    ("seal",),
-    ("runfolder",),
-    ("training",),
-    ("vocabularies",),
-    ("batches",),
-    ("parts",),
-    ("results", "growth", "stream", "description"),
-    ("plan", "growth_text"),
-    ("processes",),
-    ("sharding",),
-    ("run_weights", "run_groups", "run_activations"),
-    ("run",),
-    ("report",),
-    ("listing", "experiment", "scan_snap", "demos"),
+    ("results",),
+    ("report", "runs", "training"),
+    ("__init__", "experiment", "studies"),
     ("cli",),
 )
-RANK = {name: rank for rank, names in enumerate(FLOW) for name in names}
-NEVER_JAX = (
-    "report",
-    "autoregression",
-    "power_law",
-    "growth",
-    "growth_text",
-    "results",
-    "parts",
-    "runfolder",
-    "scopes",
-    "errors",
-    "listing",
-    "config",
-)
+RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
+NEVER_JAX = ("errors", "scopes", "config", "storage", "growth", "plots", "results", "report")
+
+Graph = Mapping[str, Set[str]]
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool]]:
-    """Yield (module imported, whether only for types) of a file, lazy imports included."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for_types = {
-        id(node)
-        for branch in ast.walk(tree)
-        if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
-        for node in ast.walk(branch)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, id(node) in for_types
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield str(node.module), id(node) in for_types
-            if node.module == "saturation":
-                for alias in node.names:
-                    yield f"saturation.{alias.name}", id(node) in for_types
-
-
-def unit(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def violations(sources: list[Path]) -> list[str]:
-    found = []
-    for path in sources:
-        here = unit(path)
-        for module, _ in imports(path):
-            parts = module.split(".")
-            there = parts[1] if parts[0] == "saturation" and len(parts) > 1 else None
-            if there in RANK and here != there and RANK[there] >= RANK[here]:
-                found.append(f"{path.name} ({here}) imports {module}")
-            if parts[0] in ("jax", "flax", "optax", "orbax") and here in NEVER_JAX:
-                found.append(f"{path.name} imports {module}")
+def modules(package: Path) -> dict[str, Path]:
+    """Return every module of a package under its dotted name."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = (package.name, *path.relative_to(package).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
-SOURCES = [
-    path
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path.name != "__init__.py" or path.parent != PACKAGE
-]
+def imports(path: Path, known: Set[str]) -> Iterator[str]:
+    """Yield each module that a file imports, in functions and for types alone too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in known else str(node.module)
 
 
-def test_every_module_has_its_place_in_the_flow() -> None:
-    assert {unit(path) for path in SOURCES} <= set(RANK)
+def graph(package: Path) -> dict[str, set[str]]:
+    """Return which modules of a package each of them imports."""
+    paths = modules(package)
+    return {
+        name: {other for other in imports(path, paths.keys()) if other in paths and other != name}
+        for name, path in paths.items()
+    }
 
 
-def test_imports_follow_the_flow() -> None:
-    assert violations(SOURCES) == []
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
 
 
-def test_an_import_against_the_flow_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "measures").mkdir()
-    (tmp_path / "measures" / "norms.py").write_text(
-        "def f():\n    from saturation.run import measure\n"
+def circles(arrows: Graph) -> list[set[str]]:
+    """Return the sets of modules that can each be reached from each other."""
+    reached: dict[str, set[str]] = {}
+    for start in arrows:
+        found, left = set(), [start]
+        while left:
+            for following in arrows.get(left.pop(), set()) - found:
+                found.add(following)
+                left.append(following)
+        reached[start] = found
+    found = [{b for b in reached[a] if a in reached.get(b, set())} for a in arrows]
+    return [each for number, each in enumerate(found) if each and each not in found[:number]]
+
+
+def against_the_ranks(arrows: Graph) -> list[str]:
+    return [
+        f"{here} imports {there}"
+        for here, others in arrows.items()
+        for there in sorted(others)
+        if room(here) != room(there) and RANK[room(there)] >= RANK[room(here)]
+    ]
+
+
+def test_every_name_has_its_rank() -> None:
+    names = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.name[0] != "."}
+    assert names - {"__pycache__", "py.typed"} == RANK.keys()
+    assert len(RANK) <= MOST_NAMES
+    assert len(RANKS) <= MOST_RANKS
+    assert len(list(PACKAGE.glob("*.py"))) <= MOST_MODULES
+
+
+def test_imports_follow_the_ranks() -> None:
+    assert against_the_ranks(graph(PACKAGE)) == []
+
+
+def test_no_modules_import_each_other() -> None:
+    assert circles(graph(PACKAGE)) == []
+
+
+def test_rooms_that_read_and_draw_import_no_jax() -> None:
+    found = [
+        f"{name} imports {module}"
+        for name, path in modules(PACKAGE).items()
+        if room(name) in NEVER_JAX
+        for module in imports(path, set())
+        if module.split(".")[0] in ("jax", "flax", "optax", "orbax")
+    ]
+    assert found == []
+
+
+def test_an_import_against_the_ranks_and_a_circle_are_found(tmp_path: Path) -> None:
+    package = tmp_path / "saturation"
+    (package / "measures").mkdir(parents=True)
+    (package / "measures" / "norms.py").write_text(
+        "def f():\n    from saturation.runs import measure\n"
     )
-    (tmp_path / "growth.py").write_text("import jax\n")
-    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
-    found = violations(sorted(tmp_path.rglob("*.py")))
-    assert found == ["growth.py imports jax", "norms.py (measures) imports saturation.run"]
+    (package / "runs.py").write_text("measure = 1\n")
+    for one, other in (("a", "b"), ("b", "a")):
+        (package / "measures" / f"{one}.py").write_text(
+            "from typing import TYPE_CHECKING\n"
+            f"if TYPE_CHECKING:\n    from saturation.measures import {other}\n"
+        )
+    found = graph(package)
+    assert against_the_ranks(found) == ["saturation.measures.norms imports saturation.runs"]
+    assert circles(found) == [{"saturation.measures.a", "saturation.measures.b"}]
 
 
 def loaded_after(code: str) -> set[str]:
@@ -161,13 +157,14 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         "tensorstore",
     }
     assert not heavy & loaded_after("import saturation")
-    assert not heavy - {"numpy"} & loaded_after("import saturation.cli")
+    assert not heavy - {"numpy"} & loaded_after("import saturation.cli.commands")
 
 
 def test_reading_results_and_fitting_need_no_jax() -> None:
     code = (
-        "from saturation.growth import fit_growth; import saturation.results, saturation.report\n"
-        "import saturation.listing; from saturation.report import write_figures, write_summary\n"
+        "from saturation.growth import fit_growth\n"
+        "import saturation.results.table, saturation.report\n"
+        "import saturation.cli.text; from saturation.report import write_figures, write_summary\n"
         "fit_growth([0, 1, 4, 9, 16], [2, 5, 8, 11, 14])"
     )
     assert "jax" not in loaded_after(code)

@@ -42,8 +42,8 @@ UNHURRIED = [
     "-c",
     """
 import time
-from saturation.cli import main
-from saturation.progress import Progress
+from saturation.cli.commands import main
+from saturation.runtime.progress import Progress
 
 Progress.advance = lambda *_: time.sleep(0.005)
 main()
@@ -113,7 +113,7 @@ import sys
 import time
 import saturation
 from saturation.errors import Stopped
-from saturation.progress import Progress
+from saturation.runtime.progress import Progress
 
 Progress.advance = lambda *_: time.sleep(0.005)
 print("begun", flush=True)

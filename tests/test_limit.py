@@ -12,7 +12,7 @@ import pytest
 from saturation.attention import tempered_softmax
 from saturation.errors import LimitError
 from saturation.limit import Limit, saturate, scale_parameters
-from saturation.measures.reduce import enable_x64
+from saturation.runs.reduce import enable_x64
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((5, 6))

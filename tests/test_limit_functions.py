@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from saturation.limit import Limit, saturate, scale_parameters
-from saturation.measures.reduce import enable_x64
+from saturation.runs.reduce import enable_x64
 
 RNG = np.random.default_rng(0)
 W, X = RNG.standard_normal((6, 6)), RNG.standard_normal((5, 6))

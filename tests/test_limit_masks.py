@@ -14,7 +14,7 @@ import pytest
 
 from saturation.errors import LimitError
 from saturation.limit import saturate
-from saturation.measures.reduce import enable_x64
+from saturation.runs.reduce import enable_x64
 
 RNG = np.random.default_rng(0)
 LENGTH, HEADS, WIDTH = 5, 2, 4

@@ -11,7 +11,7 @@ import pytest
 
 from saturation.errors import LimitError
 from saturation.limit import saturate
-from saturation.measures.reduce import enable_x64
+from saturation.runs.reduce import enable_x64
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from activation_cases import QUICK
 from t5_reference import bucket, nested, read_hugging_face
 
 from saturation.limit import Limit, count_ties, saturate, scale_parameters
-from saturation.measures.reduce import enable_x64
 from saturation.models import T5, T5Config
+from saturation.runs.reduce import enable_x64
 
 SCALES = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
 GATED = {"mlp_activations": ("gelu", "linear"), "logits_via_embedding": False}

@@ -12,8 +12,8 @@ import pytest
 
 from saturation.attention import tempered_softmax
 from saturation.limit import saturate, tie_report
-from saturation.measures.reduce import enable_x64
-from saturation.ties import tie_thresholds
+from saturation.limit.ties import tie_thresholds
+from saturation.runs.reduce import enable_x64
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 from flax import linen
 
 from saturation.limit import saturate
-from saturation.measures.reduce import enable_x64
+from saturation.runs.reduce import enable_x64
 
 EPS = 1e-6
 RNG = np.random.default_rng(13)

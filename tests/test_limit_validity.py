@@ -13,7 +13,7 @@ import pytest
 from saturation.attention import tempered_softmax
 from saturation.errors import LimitError
 from saturation.limit import saturate
-from saturation.measures.reduce import enable_x64
+from saturation.runs.reduce import enable_x64
 
 X = np.random.default_rng(0).standard_normal((5, 6))
 W = np.random.default_rng(1).standard_normal((6, 6))

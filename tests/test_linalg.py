@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saturation.linalg import (
+from saturation.models.linalg import (
     eigenvalues,
     eigenvalues_on_host,
     orthonormal_columns,
     singular_values,
     symmetric_eigenvalues,
 )
-from saturation.measures.reduce import enable_x64
+from saturation.runs.reduce import enable_x64
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import pytest
 from made_trajectory import write_trajectory
 
 from saturation.errors import ConfigError, TrajectoryError
-from saturation.manifest import known_trajectories
-from saturation.trajectory import open_trajectory
+from saturation.trajectory.manifest import known_trajectories
+from saturation.trajectory.trajectory import open_trajectory
 
 STEPS = (0, 10, 30)
 

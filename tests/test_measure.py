@@ -17,16 +17,19 @@ from made_trajectory import canonical, t5_arrays, write_trajectory
 from safetensors.numpy import save_file
 
 import saturation
-from saturation import plan, run, run_weights, stream
 from saturation.checkpoints.base import Parameter
-from saturation.description import bundles
 from saturation.errors import MeasureError, ResultsError, Stopped
 from saturation.measures.base import ArrayInfo
-from saturation.measures.direction import DIRECTION
-from saturation.measures.reduce import tile
-from saturation.parts import status
-from saturation.plan import Shard, assigned
-from saturation.runfolder import RunFolder
+from saturation.measures.direction.measure import DIRECTION
+from saturation.results.folder import RunFolder
+from saturation.results.parts import status
+from saturation.runs import blocks as stream
+from saturation.runs import measure as run
+from saturation.runs import plan
+from saturation.runs import weights as run_weights
+from saturation.runs.plan import Shard, assigned
+from saturation.runs.reduce import tile
+from saturation.runs.run_json import bundles
 from saturation.scopes import scopes
 
 BOTH = ["norms", "direction"]

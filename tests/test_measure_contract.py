@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 
 import jax
@@ -10,11 +11,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from saturation.measures import MEASURES
-from saturation.measures.base import ArrayInfo, Block, WeightMeasure
-from saturation.measures.reduce import (
+from saturation.measures import MEASURES, words_of
+from saturation.measures.base import STEP, ArrayInfo, Block, Measure, WeightMeasure
+from saturation.measures.words import COMMON_TERMS
+from saturation.report.glossary import glossary
+from saturation.results.table import array_info
+from saturation.runs.reduce import (
     accumulation,
-    as_taken,
+    bfloat16_as_bits,
     block_statistics,
     capacity,
     combine,
@@ -55,7 +59,7 @@ def by_device(measure: WeightMeasure, platform: str, *values: np.ndarray) -> dic
     for buffer, value in zip(buffers, values, strict=True):
         buffer[:count] = value  # what lies behind it must not count
     if platform == "cpu":
-        buffers = [as_taken(buffer) for buffer in buffers]
+        buffers = [bfloat16_as_bits(buffer) for buffer in buffers]
     with enable_x64(accumulation(platform) == "float64"):
         found = jax.device_get(kernel(np.int32(count), *map(jax.numpy.asarray, buffers)))
     rules = statistic_rules([measure], platform)
@@ -278,3 +282,30 @@ def test_one_minus_cosine_holds_where_one_weight_moved_by_one_rounding() -> None
     aa, ad, dd = a @ a, a @ (b - a), (b - a) @ (b - a)
     exact = (dd - ad**2 / aa) / (2 * aa)
     np.testing.assert_allclose(found["cosine_distance"], float(exact), rtol=1e-4)
+
+
+def term_of(metric: str) -> str:
+    """The row of the glossary that a metric belongs to."""
+    metric = re.sub("_(stderr|unscaled|per_step)$", "", metric)
+    return re.sub("_at_[0-9.e+]+$", "_at_c", metric).replace("_imaginary", "_real")
+
+
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=lambda measure: measure.name)
+def test_a_measure_explains_every_metric_it_gives(measure: Measure) -> None:
+    """Of a layer, of a head and of an attention, whatever has a meaning there."""
+    named = {term.metric for term in (*words_of(measure.name).terms, *COMMON_TERMS)}
+    statistics = {name: np.ones((1, 2)) for name in measure.statistics}
+    if isinstance(measure, WeightMeasure):
+        info = array_info({"encoder/layers_0/mlp/wi/kernel": {"shape": [2, 2]}})
+        found = measure.metrics(statistics, info)
+        assert "…_per_step" in named or not measure.rates
+    else:
+        column = {name: values[0] for name, values in statistics.items()}
+        found = measure.metrics(column | {STEP: np.arange(2.0)})
+    assert found
+    assert {term_of(metric) for metric in found} <= named
+
+
+def test_no_metric_is_explained_twice() -> None:
+    metrics = [term.metric for term in glossary()]
+    assert len(metrics) == len(set(metrics))

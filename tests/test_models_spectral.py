@@ -15,11 +15,11 @@ from flax.traverse_util import flatten_dict
 from t5_reference import nested, random_tokens, reference_t5
 
 from saturation.errors import ArgumentError
-from saturation.measures.reduce import enable_x64
-from saturation.measures.smoothing import SMOOTHING
-from saturation.measures.spectrum import SPECTRUM
+from saturation.measures.smoothing.measure import SMOOTHING
+from saturation.measures.spectrum.measure import SPECTRUM
 from saturation.models import T5, T5Config
 from saturation.models.eigenvalues import SPECTRA, spectral_kernels
+from saturation.runs.reduce import enable_x64
 
 orthonormal = lambda columns: np.linalg.qr(columns)[0]
 kinds = pytest.mark.parametrize("kind", SPECTRA)

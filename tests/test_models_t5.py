@@ -23,10 +23,10 @@ from t5_reference import (
 )
 
 from saturation.errors import ArgumentError
-from saturation.measures.reduce import enable_x64
 from saturation.models import T5, T5Config, valid_decoder_tokens, valid_encoder_tokens
 from saturation.models.layers import relative_position_buckets
 from saturation.models.t5 import DecoderLayer, EncoderLayer
+from saturation.runs.reduce import enable_x64
 
 FORMS = {
     "v1_0": T5Config(12, 16, 4, 4, 32, 2, 2),
@@ -280,9 +280,9 @@ def test_a_temperature_for_each_attention():
     close = 0 if jax.default_backend() == "cpu" else 1e-5
     for same in ("encoder/final", "decoder/embedding"):
         np.testing.assert_allclose(taps[same], plain[same], rtol=close, atol=close)
-    everywhere = dict.fromkeys(config.attention_names(), 0.0)
+    on_every_process = dict.fromkeys(config.attention_names(), 0.0)
     np.testing.assert_array_equal(
-        forward(parameters, *tokens, temperature=everywhere)[0],
+        forward(parameters, *tokens, temperature=on_every_process)[0],
         forward(parameters, *tokens, temperature=0.0)[0],
     )
     with pytest.raises(ArgumentError, match=r"No attention is called 'encoder'; the model's are"):

@@ -100,6 +100,7 @@ READING: dict[str, Callable[[str], tuple[str, ...]]] = {
     "export": lambda odd: ("export", odd, "--format", "csv", "--out", "t.csv"),
     "export --format": lambda odd: ("export", "run", "--format", odd, "--out", "t.csv"),
     "demo": lambda odd: ("demo", odd),
+    "study": lambda odd: ("study", odd, "--out", "s"),
     "measures": lambda odd: ("measures", odd),
     "scan-snap": lambda odd: ("scan-snap", "--figure", "6", "--out", "s", "--last-tokens", odd),
 }
@@ -416,7 +417,7 @@ def test_the_program_itself_ends_so_too(place: Path) -> None:
 
 
 def test_the_last_net_says_whose_fault_it_is(monkeypatch, capsys) -> None:
-    from saturation import cli
+    from saturation.cli import commands as cli
 
     def broken() -> None:
         raise KeyError("a bug\n\x1b[31m")

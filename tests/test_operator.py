@@ -9,13 +9,13 @@ import pytest
 from activation_cases import QUICK, case, forwards_of
 from scipy.optimize import linear_sum_assignment
 
-from saturation.measures import operator as operators
-from saturation.measures.forecast import forecast
-from saturation.measures.operator import ITERATIONS, freeze
-from saturation.measures.reduce import enable_x64
-from saturation.measures.similarity import hfc_lfc_stationary, token_cosine
-from saturation.measures.smoothing import layer_arrays
-from saturation.measures.spectrum import regime
+from saturation.measures.smoothing import operator as operators
+from saturation.measures.smoothing.forecast import forecast
+from saturation.measures.smoothing.measure import layer_arrays
+from saturation.measures.smoothing.operator import ITERATIONS, freeze
+from saturation.measures.smoothing.similarity import hfc_lfc_stationary, token_cosine
+from saturation.measures.spectrum.measure import regime
+from saturation.runs.reduce import enable_x64
 
 EPSILON = 1e-6
 iterate, iterate_some, change_ahead = (
@@ -111,7 +111,7 @@ def test_one_step_is_what_the_self_attention_of_a_t5_adds(causal):
     forwards = forwards_of(config, params, *tokens)
     stack, name = ("decoder", "self_attention") if causal else ("encoder", "attention")
     path = f"{stack}/layers_0/{name}"
-    parts, state = layer_arrays(forwards, path), forwards.soft[f"{stack}/embedding"]
+    parts, state = layer_arrays(forwards, path), forwards.at_temperature_one[f"{stack}/embedding"]
     valid = forwards.valid(f"{stack}/")
     operator, start = freeze(
         parts["weights"], parts["value"], parts["out"], state, valid, config.layer_norm_epsilon

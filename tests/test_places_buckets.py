@@ -13,11 +13,11 @@ from checkpoint_writers import nested, t5_parameters, write_t5x, write_t5x_file
 from fsspec.implementations.memory import MemoryFileSystem
 from made_trajectory import write_trajectory
 
-from saturation.checkpoints import places
-from saturation.checkpoints.places import Bucket, File
-from saturation.checkpoints.places import nested as nested_listing
 from saturation.errors import CheckpointFormatError, TrajectoryError
-from saturation.trajectory import open_trajectory
+from saturation.storage import places
+from saturation.storage.places import Bucket, File
+from saturation.storage.places import nested as nested_listing
+from saturation.trajectory.trajectory import open_trajectory
 
 STEPS = (0, 10, 30)
 

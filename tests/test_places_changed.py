@@ -13,11 +13,12 @@ from fsspec.asyn import get_loop, sync
 from safetensors.numpy import save_file
 from servers import hub, web
 
-from saturation.checkpoints import open_checkpoint, open_folder, places
-from saturation.checkpoints.places import Bucket, File, refuse_changed
-from saturation.checkpoints.retry import Changed
+from saturation.checkpoints import open_checkpoint, open_folder
 from saturation.errors import CheckpointFormatError
-from saturation.trajectory import open_trajectory
+from saturation.storage import places
+from saturation.storage.places import Bucket, File, refuse_changed
+from saturation.storage.retry import Changed
+from saturation.trajectory.trajectory import open_trajectory
 
 pytest.importorskip("aiohttp", reason="reading the web needs aiohttp (the extra 'hub')")
 

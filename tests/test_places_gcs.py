@@ -23,13 +23,13 @@ from servers import write_large
 
 import saturation
 from saturation.checkpoints import open_folder
-from saturation.config import PretrainConfig
 from saturation.errors import CheckpointFormatError, ResultsError, Stopped, TrajectoryError
-from saturation.run import measure
-from saturation.runfolder import RunFolder
+from saturation.results.folder import RunFolder
+from saturation.runs.measure import measure
 from saturation.training import loop
+from saturation.training.config import PretrainConfig
 from saturation.training.loop import pretrain
-from saturation.trajectory import open_trajectory
+from saturation.trajectory.trajectory import open_trajectory
 
 # gcsfs looks at this on import; the emulator lacks what it would ask otherwise.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -200,7 +200,7 @@ def test_an_object_that_is_replaced_is_noticed(tmp_path, bucket, received) -> No
 
 
 def test_the_dry_run_says_what_is_read(tmp_path, bucket, received) -> None:
-    from saturation.plan import Shard, planned_work
+    from saturation.runs.plan import Shard, planned_work
 
     write_trajectory(tmp_path / "local", (0, 10, 30))
     bucket(tmp_path / "local", "planned")

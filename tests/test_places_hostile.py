@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from saturation.checkpoints import hub_guard, open_folder, trust, web
-from saturation.checkpoints.cache import DiskCache
+from saturation.checkpoints import open_folder
 from saturation.errors import CheckpointFormatError, SaturationError, escaped
-from saturation.trajectory import open_trajectory
+from saturation.storage import hub_guard, trust, web
+from saturation.storage.cache import DiskCache
+from saturation.trajectory.trajectory import open_trajectory
 
 pytest.importorskip("aiohttp", reason="reading the web needs aiohttp (the extra 'hub')")
 
-MAIN = "from saturation.cli import main; main()"
+MAIN = "from saturation.cli.commands import main; main()"
 FILE = save({"a.weight": np.ones((64, 64), np.float32)})
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -259,7 +260,7 @@ def test_compressed_ranges_are_refused_before_they_are_unpacked() -> None:
 
 def test_a_byte_a_second_is_an_end(monkeypatch) -> None:
     monkeypatch.setattr(web, "_LEAST_SECONDS", 0.3)
-    monkeypatch.setattr("saturation.checkpoints.retry.PATIENCE", 0.5)
+    monkeypatch.setattr("saturation.storage.retry.PATIENCE", 0.5)
 
     def drip(handler: BaseHTTPRequestHandler) -> None:
         start, stop = asked_range(handler)

@@ -17,16 +17,16 @@ from servers import Served, hub, write_large
 
 import saturation
 from saturation.checkpoints import open_folder
-from saturation.checkpoints.hub import parse_url
 from saturation.errors import CheckpointFormatError, TrajectoryError
-from saturation.run import measure
-from saturation.stream import blocks_ahead
-from saturation.trajectory import open_trajectory
+from saturation.runs.blocks import blocks_ahead
+from saturation.runs.measure import measure
+from saturation.storage.hub import parse_url
+from saturation.trajectory.trajectory import open_trajectory
 
 pytest.importorskip("aiohttp", reason="reading the hub needs aiohttp (the extra 'hub')")
 
 STEPS = (0, 10, 30)
-MAIN = "from saturation.cli import main; main()"
+MAIN = "from saturation.cli.commands import main; main()"
 TOKEN = "hf_thisIsTheSecretOfTheTest"
 
 
@@ -217,7 +217,7 @@ def test_a_next_page_on_another_server_is_not_followed(served: Served) -> None:
 
 
 def test_ls_of_a_pattern_says_what_would_be_read(served: Served, local: Path) -> None:
-    from saturation.listing import describe_trajectory
+    from saturation.cli.text import describe_trajectory
 
     found = describe_trajectory(open_trajectory("hf://org/model@step_*"))
     expected = describe_trajectory(open_trajectory(local))

@@ -12,10 +12,11 @@ from made_trajectory import t5_arrays, write_trajectory
 from safetensors.numpy import save_file
 from servers import Served, web, write_large
 
-from saturation.checkpoints import open_checkpoint, open_folder, retry
-from saturation.checkpoints.retry import Answer, Denied, redacted, retrying
+from saturation.checkpoints import open_checkpoint, open_folder
 from saturation.errors import CheckpointFormatError, TrajectoryError
-from saturation.trajectory import open_trajectory
+from saturation.storage import retry
+from saturation.storage.retry import Denied, HTTPStatusError, redacted, retrying
+from saturation.trajectory.trajectory import open_trajectory
 
 pytest.importorskip("aiohttp", reason="reading the web needs aiohttp (the extra 'hub')")
 
@@ -136,7 +137,14 @@ def test_a_cache_keeps_ranges_and_never_more_than_its_limit(
 
 def test_pauses_grow_and_a_server_s_own_wish_is_heeded() -> None:
     pauses: list[float] = []
-    errors = iter([Answer(503), Answer(429, retry_after=9.0), OSError("reset"), Answer(500)])
+    errors = iter(
+        [
+            HTTPStatusError(503),
+            HTTPStatusError(429, retry_after=9.0),
+            OSError("reset"),
+            HTTPStatusError(500),
+        ]
+    )
 
     def action() -> str:
         for error in errors:
@@ -155,9 +163,9 @@ def test_pauses_grow_and_a_server_s_own_wish_is_heeded() -> None:
     [
         (FileNotFoundError("gone"), FileNotFoundError),
         (PermissionError("no"), Denied),
-        (Answer(401), Denied),
+        (HTTPStatusError(401), Denied),
         (OSError("Forbidden: https://storage/…"), Denied),
-        (Answer(416, "Range Not Satisfiable"), Answer),
+        (HTTPStatusError(416, "Range Not Satisfiable"), HTTPStatusError),
         (KeyError("a bug of ours"), KeyError),
     ],
 )

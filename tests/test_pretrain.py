@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 
 import saturation
-from saturation.config import PretrainConfig
 from saturation.errors import ConfigError, ResultsError, Stopped
-from saturation.progress import Progress
+from saturation.runtime.progress import Progress
 from saturation.training import loop, step, store
+from saturation.training.config import PretrainConfig
 from saturation.training.loop import pretrain
 
 STEPS = 40
@@ -187,8 +187,8 @@ def test_the_loss_is_the_mean_over_targets_that_are_no_padding():
 # A pretraining that waits after 30 steps, for the signal that ends it, however late it comes.
 _TO_BE_KILLED = """
 import json, sys, time
-from saturation.config import PretrainConfig
-from saturation.progress import Progress
+from saturation.training.config import PretrainConfig
+from saturation.runtime.progress import Progress
 from saturation.training import loop
 
 class Held(Progress):

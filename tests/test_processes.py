@@ -19,14 +19,16 @@ from made_trajectory import write_trajectory
 from test_kill import UNHURRIED, many_steps
 
 import saturation
-from saturation import processes
 from saturation.errors import MeasureError, ResultsError
-from saturation.processes import SharedRunFolder, await_coordinator
+from saturation.runs.shared_folder import SharedRunFolder
+from saturation.runtime import processes
+from saturation.runtime.processes import await_coordinator
 
 TALK = """
 import json, sys
 from pathlib import Path
-from saturation import processes
+from saturation.runtime import processes
+from saturation.runs.shared_folder import SharedRunFolder
 from saturation.errors import CheckpointFormatError, ResultsError, SaturationError
 
 processes.join()
@@ -34,9 +36,9 @@ import jax
 
 number, found = jax.process_index(), {}
 found["gathered"] = [len(content) for content in processes.gather(bytes(3 ** (9 * number)))]
-found["any"] = [processes.any_of(number == 1), processes.any_of(False)]
-found["first"] = processes.from_first(lambda: {"number": number, "step": None})
-found["everywhere"] = processes.everywhere(lambda: number)
+found["any"] = [processes.any_process(number == 1), processes.any_process(False)]
+found["first"] = processes.broadcast_from_first(lambda: {"number": number, "step": None})
+found["everywhere"] = processes.on_every_process(lambda: number)
 
 def fail():
     if number == 1:
@@ -52,18 +54,18 @@ def attempt(work):
     except Exception as error:
         return [type(error).__name__, str(error)]
 
-folder = processes.SharedRunFolder(f"{sys.argv[1]}/{number}")
+folder = SharedRunFolder(f"{sys.argv[1]}/{number}")
 folder.write("run.json", json.dumps({"measures": [], "by": number}).encode())
-found["run"] = folder.description()
+found["run"] = folder.read_description()
 found["absent"] = folder.read("parts/none")
 Path(f"{sys.argv[1]}/file").touch()
 found["failures"] = [
-    attempt(lambda: processes.everywhere(fail)),
-    attempt(lambda: processes.everywhere(break_down)),
-    attempt(lambda: processes.from_first(fail)),
+    attempt(lambda: processes.on_every_process(fail)),
+    attempt(lambda: processes.on_every_process(break_down)),
+    attempt(lambda: processes.broadcast_from_first(fail)),
     attempt(lambda: processes.refuse_difference("checkpoints", [0, number])),
     attempt(lambda: processes.refuse_difference("checkpoints", [0, 10])),
-    attempt(lambda: processes.SharedRunFolder(f"{sys.argv[1]}/file").write("run.json", b"")),
+    attempt(lambda: SharedRunFolder(f"{sys.argv[1]}/file").write("run.json", b"")),
 ]
 print(json.dumps(found))
 """
@@ -104,10 +106,10 @@ def test_one_process_alone_sends_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     folder.write("run.json", b"\xff")
     assert folder.read("run.json") == b"\xff"
     assert folder.parts() == {}
-    assert processes.any_of(True)
+    assert processes.any_process(True)
     processes.refuse_difference("anything", np.pi)
     with pytest.raises(ResultsError, match="not the JSON"):
-        processes.everywhere(folder.description)
+        processes.on_every_process(folder.read_description)
 
 
 def write_tokens(path: Path) -> Path:

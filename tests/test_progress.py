@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-import saturation.progress
-from saturation.progress import Progress
+import saturation.runtime.progress
+from saturation.runtime.progress import Progress
 
 
 class Clock:
@@ -22,7 +22,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(saturation.progress, "time", clock)
+    monkeypatch.setattr(saturation.runtime.progress, "time", clock)
     return clock
 
 
@@ -74,7 +74,7 @@ def test_a_terminals_bar_says_that_it_compiles(clock, monkeypatch):
         def update(self, task, note="", **_):
             self.notes.append(note)
 
-    monkeypatch.setattr(saturation.progress, "_bar", Bar)
+    monkeypatch.setattr(saturation.runtime.progress, "_bar", Bar)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with Progress("Measuring", "B") as progress:
         progress.start(10)

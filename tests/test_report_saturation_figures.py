@@ -1,26 +1,31 @@
-"""Figures of saturation and heads: that what is drawn are the table's own values."""
+"""Saturation, heads and homogeneity: that what is shown and said are the table's own values."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
+from report_panels import drawn, lines, panels, pictures
 from report_tables import rows
 
-from saturation.report.figures import build_figures, missing_figures
-from saturation.report.saturation_figures import ordered_layers, shares
-from saturation.report.series import RunTable, on_steps
+from saturation.measures.heads.words import shares
+from saturation.plots.panels import HeatMap, Histogram, Rule
+from saturation.plots.series import RunTable, on_steps, ordered_layers
+from saturation.report.figures import missing_figures
 from saturation.report.summary import summarize
 
 STEPS = (0, 10, 20)
 LAYERS = ("decoder/final", "decoder/layers_0", "encoder/final", "encoder/layers_10",
           "encoder/layers_2")  # fmt: skip
+ORDERED = ["encoder/layers_2", "encoder/layers_10", "encoder/final", "decoder/layers_0",
+           "decoder/final"]  # fmt: skip
 HEADS = {
     "encoder/layers_0/attention/head_0": ((1.0, 1.0, 1.0), (0.1, 0.1, 0.1)),
     "encoder/layers_0/attention/head_1": ((9.0, 9.0, 1.2), (0.9, 0.9, 0.12)),
     "decoder/layers_0/self_attention/head_0": ((3.0, 1.4, 1.1), (0.3, 0.6, 0.2)),
     "decoder/layers_0/encoder_decoder_attention/head_0": ((3.0, 3.0, 3.0), (0.3, 0.3, 0.3)),
 }
+SCALES = (1, 10, 100)
 
 
 def table() -> pd.DataFrame:
@@ -36,130 +41,101 @@ def table() -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-@pytest.fixture(scope="module")
-def figures():
-    return build_figures({"run": table()}, {})
-
-
-def panel(figure, title):
-    [axes] = [a for a in figure.axes if a.get_title(loc="left").startswith(title)]
-    return axes
-
-
-def test_they_are_missed_only_beside_a_run_that_has_them(figures):
-    assert set(figures) == {"saturation", "heads"}
+def test_they_are_missed_only_beside_a_run_that_has_them():
     nothing = rows(STEPS, "norms", "l2", "total", (1, 2, 3))
     assert not {"saturation", "heads"} & set(missing_figures({"run": nothing}))
     reasons = missing_figures({"run": nothing, "other": table()})
-    assert reasons["saturation"].startswith("run has no saturation of layers")
+    assert reasons["saturation"].startswith("run has no cosines to limits")
     assert reasons["heads"].startswith("run has no positions attended by heads")
 
 
 def test_layers_stand_by_stack_and_depth_with_the_final_norm_last():
     run = RunTable("run", table())
-    assert list(ordered_layers(run.matching("cosine_scaled", ".*"))) == [
-        "encoder/layers_2", "encoder/layers_10", "encoder/final", "decoder/layers_0",
-        "decoder/final",
-    ]  # fmt: skip
+    assert list(ordered_layers(run.matching("cosine_scaled", ".*"))) == ORDERED
 
 
-def test_the_heat_map_and_the_curves_are_the_tables_values(figures):
+def test_heat_map_curves_and_depth_are_the_tables_values():
     run = RunTable("run", table())
     layers = ordered_layers(run.matching("cosine_scaled", ".*"))
-    heat = panel(figures["saturation"], "Limit: attention at τ = 0")
-    drawn = np.asarray(heat.collections[0].get_array())
-    np.testing.assert_array_equal(drawn, [series.values for series in layers.values()])
-    assert [label.get_text() for label in heat.get_yticklabels()] == list(layers)
-    assert heat.yaxis_inverted()
-    curves = panel(figures["saturation"], "Curves: f(x; cθ), finite c")
-    lines = {line.get_label(): line.get_ydata() for line in curves.get_lines()}
+    found = panels("saturation", run)
+    [heat] = found["Limit: attention at τ = 0"].of(HeatMap)
+    np.testing.assert_array_equal(heat.values, [series.values for series in layers.values()])
+    assert list(heat.rows) == ORDERED
+    assert heat.limits == (0, 1)
+    curves = drawn(found["Curves: f(x; cθ), finite c"])
+    assert list(curves) == ORDERED
     for scope, series in layers.items():
-        np.testing.assert_array_equal(lines[scope], series.values)
+        np.testing.assert_array_equal(curves[scope], series.values)
+    depth = lines(found["Each layer at step 20"])["encoder, attention at τ = 0"]
+    assert depth.x == ["2", "10", "norm"]
+    np.testing.assert_array_equal(depth.y, [layers[scope].values[-1] for scope in ORDERED[:3]])
 
 
-def test_every_head_is_a_line(figures):
-    lines = {
-        line.get_label(): line.get_ydata()
-        for line in panel(figures["heads"], "Positions attended by every head").get_lines()
-    }
-    assert set(lines) == set(HEADS)
-    for head, (positions, _) in HEADS.items():
-        np.testing.assert_array_equal(lines[head], positions)
+def test_every_head_is_a_line_and_the_histogram_counts_every_head():
+    found = panels("heads", table())
+    every = [line.y.tolist() for line in found["Positions attended by every head"].marks]
+    assert sorted(every) == sorted(list(positions) for positions, _ in HEADS.values())
+    first, last = found["Histogram of positions attended"].of(Histogram)
+    assert sorted(first.values) == [1, 3, 3, 9]
+    assert sorted(last.values) == [1, 1.1, 1.2, 3]
+    assert (first.edges[0], first.edges[-1]) == (1, 9)
+    assert [first.name, last.name] == ["first checkpoint, step 0", "last checkpoint, step 20"]
 
 
-def test_shares_of_roles(figures):
+def test_spread_and_roles_of_heads():
     """One of four heads attends one key at first; in the end three do, and none is mean-like."""
-    argmax_like, mean_like = panel(figures["heads"], "Roles of heads").get_lines()
-    np.testing.assert_array_equal(argmax_like.get_ydata(), [25, 50, 75])
-    np.testing.assert_array_equal(mean_like.get_ydata(), [25, 25, 0])
+    found = panels("heads", table())
+    spread = lines(found["Positions attended"])["encoder self-attention"]
+    np.testing.assert_allclose(spread.y, [5, 5, 1.1])
+    np.testing.assert_allclose([spread.low, spread.high], [[3, 3, 1.05], [7, 7, 1.15]])
+    argmax_like, mean_like = drawn(found["Roles of heads"]).values()
+    assert (argmax_like.tolist(), mean_like.tolist()) == ([25, 50, 75], [25, 25, 0])
     n = np.array([[1.0, np.nan], [1.4, 9.0]])
-    found = shares(n, np.array([[1.0, np.nan], [0.2, 0.9]]))
-    np.testing.assert_array_equal(found, [[1.0, 0.0], [0.0, 1.0]])
-
-
-def test_the_histogram_counts_every_head(figures):
-    axes = panel(figures["heads"], "Histogram of positions attended")
-    filled = [patch for patch in axes.patches if patch.get_fill()]
-    heights = np.diff(filled[0].get_xy()[:, 1])
-    assert np.abs(heights).sum() > 0
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["first checkpoint, step 0", "last checkpoint, step 20"]
-
-
-def test_every_panel_says_what_its_axes_are(figures):
-    for figure in figures.values():
-        for axes in figure.axes:
-            if axes.get_title(loc="left"):
-                assert axes.get_xlabel(), axes.get_title(loc="left")
-                assert axes.get_ylabel(), axes.get_title(loc="left")
+    shared = shares(n, np.array([[1.0, np.nan], [0.2, 0.9]]))
+    np.testing.assert_array_equal(shared, [[1.0, 0.0], [0.0, 1.0]])
 
 
 def homogeneity_table() -> pd.DataFrame:
     """1 − cos = 0.5/c² of every layer, ten times less at each step, and the degree 3 − 1/c."""
     parts = []
-    for c in (1, 10, 100):
+    for c in SCALES:
         for depth, layer in enumerate(("encoder/layers_0", "encoder/final", "decoder/layers_0")):
             away = (1 + depth) * 0.1 / c**2 / np.array([1.0, 10.0, 100.0])
             parts.append(rows(STEPS, "homogeneity", f"cosine_to_limit_at_{c}", layer, 1 - away))
-            end = 1 if layer.endswith("final") else 3
-            degree = [end - 1 / c] * 3
+            degree = [(1 if layer.endswith("final") else 3) - 1 / c] * 3
             parts.append(rows(STEPS, "homogeneity", f"local_degree_at_{c}", layer, degree))
             error = f"local_degree_at_{c}_stderr"
             parts.append(rows(STEPS, "homogeneity", error, layer, [0.1, 0.1, 0.1]))
     return pd.concat(parts, ignore_index=True)
 
 
-def test_the_curves_of_homogeneity_are_the_tables_values():
-    table = homogeneity_table()
-    figures = build_figures({"run": table}, {})
-    assert set(figures) == {"homogeneity"}
-    panels = figures["homogeneity"].axes
-    assert [axes.get_title(loc="left") for axes in panels] == [
-        f"step {step}" for _ in range(2) for step in STEPS
-    ]
-    for row, prefix in enumerate(("cosine_to_limit_at", "local_degree_at")):
-        for column, step in enumerate(STEPS):
-            lines = panels[3 * row + column].get_lines()[:3]
-            for scope, line in zip(
-                ("encoder/layers_0", "encoder/final", "decoder/layers_0"), lines, strict=True
-            ):
-                here = (
-                    table[(table.step == step) & (table.scope == scope)].set_index("metric").value
-                )
-                values = np.array([here[f"{prefix}_{c}"] for c in (1, 10, 100)])
-                np.testing.assert_array_equal(line.get_xdata(), [1, 10, 100])
-                np.testing.assert_allclose(line.get_ydata(), 1 - values if row == 0 else values)
-    assert panels[0].get_yscale() == "log"
-    assert [line.get_ydata()[0] for line in panels[3].get_lines()[3:]] == [1, 3]
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    ("title", "metric"),
+    [("Distance to the limit", "cosine_to_limit"), ("Local degree", "local_degree")],
+)
+def test_the_curves_of_homogeneity_are_the_tables_values(title: str, metric: str, step: int):
+    made = homogeneity_table()
+    panel = panels("homogeneity", made)[f"{title}, step {step}"]
+    assert list(lines(panel)) == ["encoder/layers_0", "encoder/final", "decoder/layers_0"]
+    for scope, line in lines(panel).items():
+        here = made[(made.step == step) & (made.scope == scope)].set_index("metric").value
+        values = np.array([here[f"{metric}_at_{c}"] for c in SCALES])
+        assert line.x.tolist() == list(SCALES)
+        np.testing.assert_allclose(line.y, 1 - values if metric == "cosine_to_limit" else values)
+    if metric == "local_degree":
+        assert [rule.at for rule in panel.of(Rule)] == [1, 3], "the whole numbers they end at"
+    else:
+        assert panel.y.scale == "log"
 
 
 def test_a_step_without_a_value_leaves_a_gap():
-    table = homogeneity_table()
-    hole = (table.step == 10) & (table.metric == "cosine_to_limit_at_10")
-    table.loc[hole, "value"] = np.nan
-    figure = build_figures({"run": table}, {})["homogeneity"]
-    assert np.isnan(figure.axes[1].get_lines()[0].get_ydata()[1])
-    assert np.isfinite(figure.axes[0].get_lines()[0].get_ydata()).all()
+    made = homogeneity_table()
+    hole = (made.step == 10) & (made.metric == "cosine_to_limit_at_10")
+    made.loc[hole, "value"] = np.nan
+    found = panels("homogeneity", made)
+    assert np.isnan(drawn(found["Distance to the limit, step 10"])["encoder/final"][1])
+    assert np.isfinite(drawn(found["Distance to the limit, step 0"])["encoder/final"]).all()
 
 
 def test_series_of_different_steps_share_an_axis():
@@ -178,17 +154,23 @@ def test_series_of_different_steps_share_an_axis():
 def test_one_checkpoint_and_one_head_are_enough():
     one = table()
     one = one[(one["step"] == 0) & one["scope"].isin(["encoder/layers_2", next(iter(HEADS))])]
-    assert set(build_figures({"run": one}, {})) == {"saturation", "heads"}
+    assert list(pictures("saturation", one)) == ["saturation"]
+    assert list(panels("saturation", one)) == ["Each layer at step 0"]
+    assert drawn(panels("heads", one)["Positions attended"])["encoder self-attention"] == [1]
 
 
 def test_the_summary_says_how_saturated_it_is():
     """Of four heads one attends one key at first, and three in the end; cosines rise by 0.8."""
     lines = summarize({"run": table()}, {}).splitlines()
     assert max(map(len, lines)) <= 100
-    by_name = {line[:36].strip(): line[36:].split() for line in lines if len(line) > 36}
-    assert by_name["attention at τ = 0"] == ["0.080", "0.880"]
-    assert by_name["f(x; cθ), finite c"] == ["0.080", "0.880"]
-    assert by_name["encoder self-attention"] == ["1", "of", "2", "2", "of", "2"]
-    assert by_name["decoder self-attention"] == ["0", "of", "1", "1", "of", "1"]
-    assert by_name["cross-attention"] == ["0", "of", "1", "0", "of", "1"]
-    assert "How to read saturation.png, heads.png and homogeneity.png" in lines
+    said = {" ".join(line.split()) for line in lines}
+    assert {
+        "attention at τ = 0 0.080 0.880",
+        "f(x; cθ), finite c 0.080 0.880",
+        "worst: encoder/layers_2 0.060 0.860",
+        "encoder self-attention 1 of 2 2 of 2",
+        "decoder self-attention 0 of 1 1 of 1",
+        "cross-attention 0 of 1 0 of 1",
+        "How to read saturation.png",
+        "How to read heads.png",
+    } <= said

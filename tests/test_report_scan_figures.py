@@ -1,16 +1,18 @@
-"""Figures and text of scan and snap: that what is drawn and said are the table's own values."""
+"""Scan and snap: that what is shown and said are the table's own values."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
+from report_panels import drawn, lines, panels, pictures
 from report_tables import norms, rows
 
-from saturation.report.figures import build_figures, missing_figures
+from saturation.measures.scan.words import snap_steps, tables
+from saturation.plots.panels import Line
+from saturation.plots.series import RunTable
+from saturation.report.figures import missing_figures
 from saturation.report.page import build_page
-from saturation.report.scan_text import scan_table, snap_steps
-from saturation.report.series import RunTable
 from saturation.report.summary import summarize
 
 STEPS = (0, 10, 20, 30)
@@ -47,21 +49,12 @@ def table() -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def figures():
-    return build_figures({"run": table()}, {})
+def shown():
+    return panels("scan", table())
 
 
-def panel(figure, title, below=0):
-    [axes] = [a for a in figure.axes if a.get_title(loc="left").startswith(title)]
-    return figure.axes[figure.axes.index(axes) + below]
-
-
-def lines(axes):
-    return {line.get_label(): line.get_ydata() for line in axes.get_lines()}
-
-
-def test_they_are_missed_only_beside_a_run_that_has_them(figures):
-    assert set(figures) == {"scan", "snap"}
+def test_they_are_missed_only_beside_a_run_that_has_them():
+    assert list(pictures("scan", table())) == ["scan", "snap"]
     nothing = rows(STEPS, "norms", "l2", "total", (1, 2, 3, 4))
     assert not {"scan", "snap"} & set(missing_figures({"run": nothing}))
     reasons = missing_figures({"run": nothing, "other": table()})
@@ -70,101 +63,88 @@ def test_they_are_missed_only_beside_a_run_that_has_them(figures):
 
 
 def test_a_head_that_is_not_called_has_no_step():
-    run = RunTable("run", table())
     expected = dict(zip(SNAP_STEPS, (20, 10, None, 0), strict=True))
-    assert snap_steps(run, ".*") == expected
+    assert snap_steps(RunTable("run", table()), ".*") == expected
 
 
-def test_lines_are_the_tables_values_with_a_dot_where_the_head_snaps(figures):
-    axes = panel(figures["scan"], "On distinct keys")
-    drawn = lines(axes)
-    head = ENCODER.format(1, 0)
-    np.testing.assert_allclose(drawn[head], [11, 21, 41, 41])
-    assert ENCODER.format(0, 0) in drawn
-    assert CROSS not in drawn, "cross-attention has a row of its own"
-    dots = [(*line.get_xdata(), *line.get_ydata()) for line in axes.get_lines() if is_dot(line)]
-    np.testing.assert_allclose(sorted(dot for dot in dots if dot), [(10, 21), (20, 40)])
-    dashed = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
-    assert [line.get_ydata().tolist() for line in dashed] == [[15.0] * 4]
+def test_each_kind_of_attention_has_a_row():
+    headings = ["Entropy", "On distinct keys", "On common keys", "Elsewhere than at the end"]
+    _, encoder, cross = pictures("scan", table())["scan"].rows
+    for row, kind in ((encoder, "encoder self-attention"), (cross, "cross-attention")):
+        assert [panel.title for panel in row] == headings
+        assert row[0].y.label == f"{kind}\nnats"
+        assert all(panel.dense for panel in row), "too many lines for the page"
+    assert lines(cross[3])["layer 0"].y.tolist() == [30, 20, 1, 0]
 
 
-def is_dot(line):
-    return line.get_marker() == "o" and len(line.get_xdata())
-
-
-def test_each_kind_of_attention_has_a_row(figures):
-    labels = [axes.get_ylabel() for axes in figures["scan"].axes]
-    assert sum("encoder self-attention" in label for label in labels) == 1
-    assert sum("cross-attention" in label for label in labels) == 1
-    assert len(labels) == 8
-    assert [a.get_title(loc="left") for a in figures["scan"].axes[:4]] == [
-        "Entropy", "On distinct keys", "On common keys", "Elsewhere than at the end",
-    ]  # fmt: skip
-    below = panel(figures["scan"], "Elsewhere", below=4)
-    np.testing.assert_allclose(lines(below)[CROSS], [30, 20, 1, 0])
-    assert below.get_xlabel() == "training step"
-
-
-def test_the_speed_is_the_median_of_heads_and_steps_are_where_they_snap(figures):
-    drawn = lines(panel(figures["snap"], "Speed of attention"))
-    speeds = [line for line in drawn.values() if len(line)]
-    np.testing.assert_allclose(speeds, [[1.2, 0.1], [3.2, 0.1]])
-    assert {"encoder self-attention: 2 of 3 snapped", "cross-attention: 1 of 1 snapped"} <= set(
-        drawn
+def test_lines_are_the_tables_values_with_a_dot_where_the_head_snaps(shown):
+    marks = [*shown["On distinct keys"].of(Line)]
+    uniform, *heads = [line for line in marks if line.symbol == ""]
+    assert (uniform.name, uniform.dash, uniform.y.tolist()) == (
+        "uniform attention",
+        "dash",
+        [15] * 4,
     )
-    where = panel(figures["snap"], "Where each head moved fastest")
-    crosses = [line for line in where.get_lines() if line.get_marker() == "x"]
-    assert [line.get_xdata()[0] for line in crosses] == [30]
-    dots = sorted(line.get_xdata()[0] for line in where.get_lines() if line.get_marker() == "o")
-    assert dots == [0, 10, 20]
+    np.testing.assert_allclose(
+        [head.y for head in heads], [[10, 20, 40, 40], [11, 21, 41, 41], [12, 22, 42, 42]]
+    )
+    assert [head.name for head in heads] == ["layer 0", "layer 1", "layer 1"]
+    assert len({head.colour for head in heads}) == 2, "a colour a layer"
+    dots = [(*line.x, *line.y) for line in marks if line.symbol == "circle"]
+    np.testing.assert_allclose(sorted(dots), [(10, 21), (20, 40)])
+
+
+def test_medians_stand_beside_uniform_attention(shown):
+    found = drawn(shown["Attention: on distinct keys"])
+    np.testing.assert_allclose(found["encoder self-attention"], [11, 21, 41, 41])
+    np.testing.assert_allclose(found["cross-attention"], [13, 23, 43, 43])
+    np.testing.assert_allclose(found["cross-attention, if uniform"], [15] * 4)
+    np.testing.assert_allclose(drawn(shown["Attention: entropy"])["encoder self-attention"],
+                               [4, 3, 2, 3])  # fmt: skip
+
+
+def test_the_speed_is_the_median_of_heads_and_steps_are_where_they_snap(shown):
+    speed = drawn(shown["Speed of attention by ln t, median of heads"])
+    np.testing.assert_allclose(speed["encoder self-attention: 2 of 3 snapped"], [1.2, 0.1])
+    np.testing.assert_allclose(speed["cross-attention: 1 of 1 snapped"], [3.2, 0.1])
+    where = shown["Where each head moved fastest (×: not called)"]
+    crosses = [line.x.tolist() for line in where.of(Line) if line.symbol == "cross"]
+    assert crosses == [[30]]
+    dots = [line.x.tolist() for line in where.of(Line) if line.symbol == "circle"]
+    assert dots == [[20, 10], [0]]
+    assert where.y.scale == "whole"
+    assert where.y.limits == (1.6, -0.6), "every layer, the first on top"
 
 
 def test_too_few_checkpoints_are_said_to_be():
     few = table()
     few = few[~few["metric"].isin(["snapped", "snap_step"])]
-    assert "snap" not in build_figures({"run": few}, {})
-    assert scan_table(RunTable("run", few))[1].endswith("too few steps")
+    assert list(pictures("scan", few)) == ["scan"]
+    assert tables(RunTable("run", few))[0].rows[0][-1] == "too few steps"
 
 
 def test_the_table_in_words():
-    head, encoder, cross = scan_table(RunTable("run", table()))
-    assert "entropy (uniform)" in head
+    [found] = tables(RunTable("run", table()))
+    assert "entropy (uniform)" in found.columns
+    encoder, cross = found.rows
     assert "4.00 to 3.00 nats (4.50)" in encoder
     assert "11.0% to 41.0% (15.0%)" in encoder
-    assert encoder.endswith("2 of 3, median step 15")
-    assert cross.endswith("1 of 1, median step 0")
-    assert scan_table(RunTable("run", rows(STEPS, "norms", "l2", "total", STEPS))) == []
+    assert (encoder[-1], cross[-1]) == ("2 of 3, median step 15", "1 of 1, median step 0")
+    assert tables(RunTable("run", rows(STEPS, "norms", "l2", "total", STEPS))) == []
 
 
-def test_the_summary_has_it_with_and_without_norms():
-    for tables in (table(), pd.concat([norms(), table()], ignore_index=True)):
-        text = summarize({"run": tables}, {})
+def test_summary_and_page_have_the_table_with_and_without_norms():
+    for made in (table(), pd.concat([norms(), table()], ignore_index=True)):
+        text = summarize({"run": made}, {})
         assert "2 of 3, median step 15" in text
         assert "How to read scan.png and snap.png" in text
+    assert "2 of 3, median step 15" in build_page({"run": table()}, {}, {})
     assert "scan.png" not in summarize({"run": norms()}, {})
-
-
-def test_the_page_has_the_table():
-    page = build_page({"run": table()}, {}, {})
-    assert "2 of 3, median step 15" in page
     assert "Scan and snap" not in build_page({"run": norms()}, {}, {})
 
 
 def test_one_checkpoint_and_one_head_are_enough():
     one = table().query("step == 0 and scope == @CROSS")
     one = one[~one["metric"].isin(["snapped", "snap_step"])]
-    drawn = build_figures({"run": one}, {})
-    assert set(drawn) == {"scan"}, "of one checkpoint none can be said to have stopped"
-    axes = panel(drawn["scan"], "Entropy")
-    assert axes.get_xticks().tolist() == [0]
-    assert [line.get_marker() for line in axes.get_lines() if line.get_label() == CROSS] == ["."]
-
-
-def test_layers_are_whole_numbers_however_few(figures):
-    one_layer = build_figures({"run": table().query("scope == @CROSS")}, {})["snap"]
-    for figure in (one_layer, figures["snap"]):
-        where = panel(figure, "Where each head moved")
-        low, high = sorted(where.get_ylim())
-        shown = [tick for tick in where.get_yticks() if low <= tick <= high]
-        assert shown
-        assert all(tick == round(tick) for tick in shown)
+    assert list(pictures("scan", one)) == ["scan"], "of one none can be said to have stopped"
+    assert drawn(panels("scan", one)["Entropy"])["layer 0"] == [4]

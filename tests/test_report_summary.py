@@ -72,7 +72,7 @@ def test_what_is_not_finite_is_said():
     text = text_of(table)
     assert "the norm of 'total' is NaN or infinite at 1 of the checkpoints (step 160)" in text
     table["value"] = np.nan
-    assert "apart; no finite norm." in text_of(table)
+    assert "Warning: no norm is finite." in text_of(table)
 
 
 def test_one_checkpoint_is_said_as_one():
@@ -91,7 +91,7 @@ def test_a_curve_that_is_no_power_is_said():
 
 
 def test_missing_measures_are_named():
-    assert "direction: run has no direction (metrics cosine," in text_of(norms())
+    assert "direction: run has no cosines between checkpoints (measure" in text_of(norms())
     assert "growth: run has no norms (metric l2)" in text_of(direction())
 
 

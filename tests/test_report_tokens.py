@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
-import pandas as pd
 import pytest
 from report_measures import table
-from report_tables import rows
 
+from saturation.measures import MEASURES, needs_tokens, pictures_of
+from saturation.plots.series import RunTable
+from saturation.plots.tokens_text import say_tokens
 from saturation.report import write_summary
-from saturation.report.figures import PLANS, build_figures
+from saturation.report.figures import build_figures
 from saturation.report.page import build_page
-from saturation.report.tokens_text import say_tokens
 
 SETTINGS = {
     "tokens": {
@@ -34,12 +32,12 @@ SAID = (
     "gs://place/spiece.model (sha256 0123456789ab); decoder's input: the encoder's tokens "
     "unshifted; masked: the encoder's padding."
 )
-ON_TOKENS = ("saturation", "heads", "homogeneity", "smoothing", "scan")
+ON_TOKENS = tuple(name for name in MEASURES if needs_tokens([name]))
 
 
 @pytest.fixture(scope="module")
 def run():
-    made = table(ON_TOKENS, (0, 10, 100))
+    made = table(MEASURES, (0, 10, 100))
     made.attrs["activations"] = SETTINGS
     return made
 
@@ -69,36 +67,34 @@ def test_of_a_former_version_it_says_what_was_not_recorded():
 
 def test_it_stands_in_the_summary(run, tmp_path):
     text = write_summary({"run": run}, {}, tmp_path / "summary.txt").read_text()
-    assert f"Activations. {SAID}" in one_line(text)
+    assert one_line(text).count(f"Activations. {SAID}") == 1
 
 
-def test_it_stands_under_every_figure_of_activations(run):
-    figures = build_figures({"run": run, "other": table(("heads",), (0, 10))}, {})
-    assert set(figures) >= {"saturation", "heads", "homogeneity", "smoothing", "scan"}
-    for name, figure in figures.items():
-        assert PLANS[name].optional
-        first, *others = figure.subfigs
+def test_a_picture_says_whether_it_shows_what_was_computed_on_tokens(run):
+    for name in MEASURES:
+        for picture in pictures_of(name, RunTable("run", run)):
+            assert picture.on_tokens == (name in ON_TOKENS), picture.name
+
+
+def test_it_stands_under_every_figure_of_activations():
+    made = table(("heads", "scan"), (0, 10))
+    made.attrs["activations"] = SETTINGS
+    figures = build_figures({"run": made, "other": table(("heads", "norms"), (0, 10))}, {})
+    assert set(figures) == {"growth", "layers", "scopes", "heads", "scan", "snap"}
+    for name in ("heads", "scan", "snap"):
+        first, *others = figures[name].subfigs
         foot = first.subfigs[-1]
         assert [one_line(text.get_text()) for text in foot.texts] == [SAID], name
-        assert not any(strip.subfigs for strip in others), "nothing is said of a run without any"
+        for strip in others:
+            assert not any(part.texts for part in strip.subfigs), "nothing is said of another run"
+    for strip in figures["growth"].subfigs:
+        assert not any(part.texts for part in strip.subfigs)
 
 
 def test_it_stands_on_the_page_under_every_section_of_activations(run):
     page = build_page({"run": run}, {}, {"run": {"activations": SETTINGS}})
-    said = SAID.replace("'", "&#x27;")
+    said = SAID.replace("'", "&#39;")
     assert f"<dt>Activations</dt><dd>{said}</dd>" in page
-    assert page.count(f'<p class="note">{said}</p>') == len(ON_TOKENS)
-
-
-def test_the_summary_gives_the_worst_layer_beside_the_mean(tmp_path):
-    scopes = {"encoder/layers_0": (0.2, 0.9), "decoder/final": (0.4, 0.5), "encoder/final": (0, 1)}
-    made = pd.concat(
-        rows((0, 10), "saturation", "cosine_parameter_limit", scope, values)
-        for scope, values in scopes.items()
-    )
-    text = write_summary({"run": made}, {}, tmp_path / "summary.txt").read_text()
-    mean, worst = (
-        re.findall(rf"^{name} +(\S+) +(\S+)$", text, re.M)[0]
-        for name in ("parameter limit.*?", "  worst: decoder/final")
-    )
-    assert (mean, worst) == (("0.200", "0.800"), ("0.400", "0.500"))
+    shown = [p for name in ON_TOKENS for p in pictures_of(name, RunTable("run", run))]
+    assert len(shown) > len(ON_TOKENS), "scan has two"
+    assert page.replace("&#x27;", "&#39;").count(f"{said}</p>") == len(shown)

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from made_trajectory import write_trajectory
 
-from saturation import cli, open_trajectory
+from saturation import open_trajectory
+from saturation.cli import commands as cli
+from saturation.cli.text import status_text
 from saturation.errors import FormerVersionWarning, ResultsError
-from saturation.listing import status_text
 from saturation.measures import MEASURES
 from saturation.measures.base import ActivationMeasure, GroupMeasure
-from saturation.parts import IDENTITY, describe, part_keys, status, write_part
-from saturation.results import load_results, load_vectors
-from saturation.run import measure
-from saturation.runfolder import RunFolder
-from saturation.seal import LAYOUT
+from saturation.results.folder import RunFolder
+from saturation.results.parts import IDENTITY, part_keys, read_run_json, status, write_part
+from saturation.results.seal import LAYOUT
+from saturation.results.table import load_results, load_vectors
+from saturation.runs.measure import measure
 
 STEPS = (0, 10)
 ATTENTION = "encoder/layers_0/attention"
@@ -45,7 +46,9 @@ def write_run(path: Path, name: str, without: str = "", **changes) -> str:
         "identity_of": IDENTITY,
         "layout": LAYOUT,
     }
-    folder.describe({key: said for key, said in (described | changes).items() if said is not None})
+    folder.write_run_json(
+        {key: said for key, said in (described | changes).items() if said is not None}
+    )
     spans = [(step, step) for step in STEPS] if isinstance(measure, ActivationMeasure) else [STEPS]
     for key in part_keys(measure, described):
         for span in spans:
@@ -129,7 +132,7 @@ def test_a_run_file_that_lacks_a_key_is_refused_by_name(key, tmp_path: Path):
     run = write_run(tmp_path / "run", "norms", **{key: None})
     assert key not in json.loads((tmp_path / "run" / "run.json").read_text())
     with pytest.raises(ResultsError, match=f"has no `{key}`: another version of saturation wrote"):
-        describe(RunFolder(run))
+        read_run_json(RunFolder(run))
 
 
 def test_a_former_version_of_a_measure_is_named_and_left_out(tmp_path: Path):

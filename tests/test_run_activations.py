@@ -12,10 +12,11 @@ from activation_cases import checkpoint_and_tokens
 from made_trajectory import write_trajectory
 
 import saturation
-from saturation import run_activations
 from saturation.errors import MeasureError
-from saturation.measures.heads import HEADS
-from saturation.run_activations import ActivationSettings, observe_checkpoint
+from saturation.measures.heads.measure import HEADS
+from saturation.runs import activations as run_activations
+from saturation.runs.activations import observe_checkpoint
+from saturation.runs.settings import ActivationSettings
 
 
 @pytest.mark.usefixtures("eight_devices")
@@ -63,7 +64,7 @@ def test_arrays_are_read_at_a_time_and_the_next_checkpoint_while_one_is_computed
         return observed(*args)
 
     two = threading.Barrier(2)
-    each = run_activations.each
+    each = run_activations.map_in_threads
 
     def each_in_pairs(action, items, at_once):
         assert at_once > 2
@@ -78,7 +79,7 @@ def test_arrays_are_read_at_a_time_and_the_next_checkpoint_while_one_is_computed
 
     monkeypatch.setattr(run_activations._Pass, "place", place)
     monkeypatch.setattr(run_activations, "observe", observe)
-    monkeypatch.setattr(run_activations, "each", each_in_pairs)
+    monkeypatch.setattr(run_activations, "map_in_threads", each_in_pairs)
     trajectory.remote = True
     saturation.measure(trajectory, ["heads"], str(tmp_path / "ahead"), activations=settings)
     assert seen == [True, True, True]

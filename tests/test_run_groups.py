@@ -12,14 +12,14 @@ from activation_cases import FORMS
 from made_trajectory import HEAD_DIM, HEADS, canonical, write_trajectory
 
 import saturation
-from saturation import plan
 from saturation.errors import MeasureError, Stopped
 from saturation.measures import MEASURES
 from saturation.measures.base import GroupMeasure
-from saturation.parts import status
-from saturation.plan import Shard, planned_work
-from saturation.results import load_results, load_vectors
-from saturation.runfolder import RunFolder
+from saturation.results.folder import RunFolder
+from saturation.results.parts import status
+from saturation.results.table import load_results, load_vectors
+from saturation.runs import plan
+from saturation.runs.plan import Shard, planned_work
 
 GROUPS = [m for m in MEASURES.values() if isinstance(m, GroupMeasure)]
 measures = pytest.mark.parametrize("measure", GROUPS, ids=lambda measure: measure.name)

@@ -11,9 +11,10 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from saturation.checkpoints import open_folder, places, retry
+from saturation.checkpoints import open_folder
 from saturation.errors import ResultsError, SaturationError
-from saturation.runfolder import RunFolder
+from saturation.results.folder import RunFolder
+from saturation.storage import places, retry
 
 
 class HttpError(Exception):

@@ -14,12 +14,13 @@ from activation_cases import FORMS, QUICK, case, observe_table, table, valid_row
 from t5_reference import nested, read_hugging_face, reference_t5
 
 from saturation.errors import MeasureError
-from saturation.measures.base import without_stars
-from saturation.measures.forwards import Forwards
-from saturation.measures.reduce import enable_x64
-from saturation.measures.saturation import SATURATION, cosine
+from saturation.measures.base import expand_wildcards
+from saturation.measures.means import cosine
+from saturation.measures.saturation.measure import SATURATION
 from saturation.models import T5Config
-from saturation.run_activations import ActivationSettings
+from saturation.models.forwards import ModelOutputs
+from saturation.runs.reduce import enable_x64
+from saturation.runs.settings import ActivationSettings
 
 
 def numpy_cosine(a, b):
@@ -104,8 +105,8 @@ def test_states_at_1000_agree_with_the_golden_ones_in_float64(fixtures):
 
         @jax.jit
         def states(params):
-            forwards = Forwards(config, params, *tokens, scale=1000.0)
-            return forwards.soft, forwards.scaled
+            forwards = ModelOutputs(config, params, *tokens, scale=1000.0)
+            return forwards.at_temperature_one, forwards.scaled
 
         soft, scaled = jax.device_get(states(params))
     compared = 0
@@ -142,10 +143,10 @@ def test_states_beyond_float32_are_left_out_and_counted():
 
     @partial(jax.jit, compiler_options=QUICK)
     def observe(scale):
-        return SATURATION.observe(Forwards(config, params, *tokens, scale))
+        return SATURATION.observe(ModelOutputs(config, params, *tokens, scale))
 
     for scale, excluded in ((1e3, False), (1e7, True)):
-        found = without_stars(jax.device_get(observe(scale)))
+        found = expand_wildcards(jax.device_get(observe(scale)))
         for scope, valid in (("encoder/layers_0", encoder_valid), ("decoder/final", decoder_valid)):
             assert found[scope]["excluded_scaled"] == (valid.sum() if excluded else 0)
             assert found[scope]["cosine_scaled_tokens"] == (0 if excluded else valid.sum())
@@ -161,7 +162,7 @@ def test_tokens_without_a_parameter_limit_are_left_out_and_counted():
 
     @partial(jax.jit, compiler_options=QUICK)
     def observe(params):
-        forwards = Forwards(config, params, *tokens)
+        forwards = ModelOutputs(config, params, *tokens)
         limits = forwards.parameter_limit
         limit = limits["encoder/layers_0"]
         absent = (jnp.zeros(limit.valid.shape, bool)).at[0, 1, 2].set(True)
@@ -195,7 +196,7 @@ def test_what_is_not_asked_for_is_not_computed(limits, metrics):
 
     @partial(jax.jit, compiler_options=QUICK)
     def observe(params):
-        made.append(Forwards(config, params, *tokens, limits=limits))
+        made.append(ModelOutputs(config, params, *tokens, limits=limits))
         return SATURATION.observe(made[0])
 
     found = table(SATURATION, observe(params))
@@ -222,7 +223,7 @@ def test_a_limit_that_does_not_exist_is_refused(given, found):
 def test_the_order_of_limits_does_not_matter():
     settings = ActivationSettings(limits=("scaled", "attention"))
     assert settings.limits == ("attention", "scaled")
-    assert settings.describe()["limits"] == ["attention", "scaled"]
+    assert settings.fingerprint()["limits"] == ["attention", "scaled"]
 
 
 def test_cosines_of_huge_tiny_and_zero_states():

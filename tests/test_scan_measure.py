@@ -20,13 +20,9 @@ from made_trajectory import write_trajectory
 from t5_reference import reference_t5
 
 import saturation
-from saturation import run_activations
-from saturation.batches import TokenBatch
 from saturation.errors import MeasureError, ResultsError
-from saturation.measures.cooccurrence import COMMON, DISTINCT, KINDS, UNCLASSIFIED, key_kinds
-from saturation.measures.forwards import Forwards
-from saturation.measures.reduce import enable_x64
-from saturation.measures.scan import (
+from saturation.measures.scan.cooccurrence import COMMON, DISTINCT, KINDS, UNCLASSIFIED, key_kinds
+from saturation.measures.scan.measure import (
     CELLS,
     DISTANCES,
     SCAN,
@@ -34,7 +30,12 @@ from saturation.measures.scan import (
     by_distance,
     distance_cells,
 )
-from saturation.run_activations import ActivationSettings, observe_checkpoint, read_settings
+from saturation.models.forwards import ModelOutputs
+from saturation.runs import activations as run_activations
+from saturation.runs.activations import observe_checkpoint
+from saturation.runs.reduce import enable_x64
+from saturation.runs.settings import ActivationSettings, read_settings
+from saturation.text.sequences import TokenBatch
 
 HEAD = "encoder/layers_0/attention/head_0"
 
@@ -191,7 +192,9 @@ def test_the_driver_adds_batches_and_takes_what_is_distinct_from_the_corpus():
 def test_by_default_all_of_the_built_in_text_is_the_corpus():
     settings = read_settings(["norms", "scan"])
     assert settings is not None
-    assert settings.describe_corpus()["sequences"] > 10 * settings.describe()["tokens"]["sequences"]
+    assert (
+        settings.describe_corpus()["sequences"] > 10 * settings.fingerprint()["tokens"]["sequences"]
+    )
     distinct = settings.key_kinds(259) == DISTINCT
     assert distinct[[ord(c) + 3 for c in "=-{"]].all()
     assert not distinct[[ord(c) + 3 for c in "aeiou "]].any()
@@ -205,7 +208,7 @@ def test_without_a_corpus_or_with_one_of_another_vocabulary_it_says_so():
     checkpoint, tokens = checkpoint_and_tokens()
     config, _, params, made = case()
     with pytest.raises(MeasureError, match="was given no key_kinds"):
-        Forwards(config, params, *made).kinds_of_keys("encoder/layers_0/attention")
+        ModelOutputs(config, params, *made).kinds_of_keys("encoder/layers_0/attention")
     corpus = TokenBatch(*(np.array([[1, 40]], np.int32),) * 2, "corpus.txt")
     with pytest.raises(MeasureError, match=r"corpus.txt has token 40, and the model in made has"):
         ActivationSettings(tokens, corpus=corpus).refuse_other_models(checkpoint.parameters, "made")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,14 +15,23 @@ import pytest
 from jaxtyping import Float
 from typer.testing import CliRunner
 
-from saturation.cli import app
+from saturation.cli.commands import app
 from saturation.errors import ArgumentError, ResultsError
-from saturation.scan_snap import figures, model, predictions, theory
-from saturation.scan_snap.data import Language, draw, population
-from saturation.scan_snap.flow import descent, flow
-from saturation.scan_snap.reproduce import reproduce
-from saturation.scan_snap.train import Training, context_distribution, distinct_entropy, train
-from saturation.sharding import spread_runs
+from saturation.plots.panels import HeatMap, Line
+from saturation.runtime.sharding import spread_runs
+from saturation.studies.output import write_pictures
+from saturation.studies.scan_snap import model, predictions, theory
+from saturation.studies.scan_snap import tables as figures
+from saturation.studies.scan_snap.data import Language, draw, population
+from saturation.studies.scan_snap.flow import descent, flow
+from saturation.studies.scan_snap.pictures import picture_3
+from saturation.studies.scan_snap.study import STUDY, reproduce
+from saturation.studies.scan_snap.train import (
+    Training,
+    context_distribution,
+    distinct_entropy,
+    train,
+)
 
 SMALL = Language(2, next_per_last=2, common=3, distinct=4)
 
@@ -165,6 +175,13 @@ def test_neither_neighbours_in_the_sweep_nor_devices_change_a_training(
     assert np.abs(together[0] - together[1]).max() > 1e-3
 
 
+def test_a_seed_of_its_own_gives_the_same_training_beside_others() -> None:
+    training = Training(iterations=5, batch=4, length=9)
+    together, alone = (train(SMALL, [(5.0, 1.0)], seeds, training) for seeds in ([3, 8], [8]))
+    np.testing.assert_allclose(together[1:], alone, rtol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
 def test_every_iteration_starts_with_the_initial_state_and_ends_with_the_final_one() -> None:
     training = Training(iterations=4, batch=4, length=9, random=False, optimizer="adam")
     history = train(SMALL, [(0.1, 0.1)], 1, training, every_iteration=True)
@@ -298,34 +315,36 @@ def test_descent_takes_steps_along_the_populations_gradient() -> None:
     assert found.times.tolist() == list(range(7))
 
 
-def measured(row: figures.Row) -> float:
-    return float(row["measured"])
-
-
 def test_theory_holds_where_the_values_learn_faster_than_attention() -> None:
-    fast, slow = (predictions._ratio_in_flow(ratio) for ratio in (100, 1))
-    assert measured(fast) < 1e-4 < measured(slow)
-    assert (fast["agrees"], slow["agrees"]) == ("yes", "not claimed")
-    rarest, nearest = map(measured, predictions._ratio_in_descent())
-    assert rarest == pytest.approx(8.6e-3, rel=0.01)  # found elsewhere, at a ratio of 1
-    assert nearest > 0.1
-    assert [measured(row) for row in predictions._scanning()] == [1.0, 1.0]
-    assert measured(predictions._own_equation()) < 1e-4
-    assert measured(predictions._lemma_1_deviation(0)) < 1e-5
+    """The study at its smallest: a control for each claim that has one."""
+    result = replace(STUDY, parts=lambda seeds, full: {"frequency bias": 1}).run()
+    assert not result.failed
+    own, *flows, rarest, nearest, gain, loss = result.rows
+    assert own.measured < 1e-4
+    assert [row.kind for row in flows] == ["claim", "claim", "control", "control"]
+    assert flows[1].measured < 1e-4 < flows[2].measured < flows[3].measured
+    assert (rarest.kind, nearest.kind) == ("control", "control")
+    assert rarest.measured == pytest.approx(8.6e-3, rel=0.01)  # found elsewhere, at a ratio of 1
+    assert nearest.measured > 0.1
+    assert (gain.measured, loss.measured) == (1, 1)
 
 
 def test_the_theorems_own_setting_meets_it_and_the_ordinary_one_lags() -> None:
-    rows = figures.figure_3([theory.Setting(10, 1000, 2.0, 0.5)])
-    half, speed, bounds, *open_ = predictions._snap(rows, 1, 2.0)
-    assert measured(half) == pytest.approx(1, abs=0.05)
-    assert measured(speed) < 0.05
-    assert measured(bounds) == 0
-    assert [row["agrees"] for row in (half, speed, bounds)] == ["yes"] * 3
-    assert [row["agrees"] for row in open_] == ["not claimed"] * 2
-    half, speed, bounds, *_ = predictions._snap(rows, 10, 2.0)
-    assert measured(half) > 1.2
-    assert measured(speed) > 0.5
-    assert [row["agrees"] for row in (half, speed, bounds)] == ["not claimed"] * 2 + ["yes"]
+    flow = theory.Setting(10, 1000, 2.0, 0.5)
+    own, ordinary = (figures.columns(figures.figure_3([flow], [common])) for common in (1, 10))
+    half, speed, bounds, *open_ = predictions.snap(own)
+    assert half.measured == pytest.approx(1, abs=0.05)
+    assert speed.measured < 0.05
+    assert bounds.measured == 0
+    assert [one.row["agrees"] for one in (half, speed, bounds)] == ["yes"] * 3
+    assert [one.row["agrees"] for one in open_] == ["not claimed"] * 2
+    half, speed, bounds, *_ = predictions.snap(ordinary)
+    assert half.measured > 1.2
+    assert speed.measured > 0.5
+    found = [one.row["agrees"] for one in (half, speed, bounds)]
+    assert found == ["not claimed"] * 2 + ["yes"]
+    assert not half.claimed
+    assert half.bounds is not None, "which a control must miss"
 
 
 # --- the figures --------------------------------------------------------------------------------
@@ -342,6 +361,35 @@ def deviations(rows: figures.Rows, reference: Path) -> Iterator[float]:
                 spread = np.hypot(float(row["entropy_std"]), float(found["entropy_std"]))
                 difference = float(found["entropy_mean"]) - float(row["entropy_mean"])
                 yield abs(difference) / (spread / np.sqrt(10))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_study_judges_and_draws_figures_4_and_6(sign: int) -> None:
+    """Of made numbers, in which entropy falls with η_Z and dips at ratio 2, and the reverse."""
+    fall, dip = np.linspace(1, 0, 4)[:, None], np.array([0.5, 0.2, 0.6, 0.7])
+    entropy = np.stack([2 + sign * (fall + dip), 2 + sign * (fall + 2 * dip)]).reshape(2, 16)
+    rows = [
+        {"eta_y": 1.0, "class": 0, "iteration": iteration, "token": token, "kind": kind, "c": c}
+        for iteration, share in ((0, 0.5), (100, 0.5 - 0.3 * sign))
+        for token, kind, c in ((0, "common", share), (1, "distinct", 1 - share))
+    ]
+    figure_4 = {name: column[None] for name, column in figures.columns(rows).items()}
+    sweeps = {("figure 6", number): {"entropy": entropy} for number in (1, 3)}
+    results = {"figure 4": figure_4, **sweeps}
+    leaves, falls, control, *of_3 = STUDY.judge(results)
+    assert leaves.measured == pytest.approx(-0.3 * sign)
+    assert (falls.measured, control.measured) == (pytest.approx(-sign), pytest.approx(-0.45 * sign))
+    assert control.kind == "control"
+    assert [row.kind for row in of_3] == ["claim", "claim"]
+    assert {row.fails for row in (leaves, falls, *of_3)} == {sign < 0}
+    assert control.fails == (sign > 0), "one last token has no dip"
+    drawn, entropies = STUDY.pictures(results)
+    (heat,) = drawn.panels[0].of(HeatMap)
+    assert heat.rows == ["distinct 1", "common 0"]
+    np.testing.assert_allclose(heat.values[1], [0.5, 0.5 - 0.3 * sign])
+    line = next(entropies.panels[1].of(Line))
+    np.testing.assert_allclose(line.y, entropy.mean(axis=0)[:4])
+    np.testing.assert_allclose(line.high - line.y, entropy.std(axis=0, ddof=1)[:4])
 
 
 @pytest.mark.slow
@@ -390,11 +438,15 @@ def test_the_command_writes_figure_6_in_the_published_columns(tmp_path: Path) ->
 
 
 def test_figure_3_is_drawn_from_its_table(tmp_path: Path) -> None:
-    from saturation.report.scan_snap import write_figure_3
-
     rows = figures.figure_3([theory.Setting(2, 60, 1.0, 0.5)])
     assert len(rows) == 2 * (figures.FLOW_STEPS + 1)
-    assert {path.name for path in write_figure_3(rows, tmp_path)} == {"figure3.png", "figure3.pdf"}
+    picture = picture_3(figures.columns(rows))
+    drawn = [next(row[0].of(Line)) for row in picture.rows]
+    for line, name in zip(drawn, ("chi", "gamma_simulated", "residual"), strict=True):
+        expected = [row[name] for row in rows if row["common"] == 1]
+        np.testing.assert_array_equal(line.y, expected)
+    paths = write_pictures([picture], tmp_path, "Scan and Snap")
+    assert [path.name for path in paths] == ["figure3.png", "figure3.pdf"]
 
 
 def test_what_cannot_be_done_is_said_in_one_sentence(tmp_path: Path) -> None:

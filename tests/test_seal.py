@@ -14,11 +14,11 @@ from made_trajectory import write_trajectory
 from typer.testing import CliRunner
 
 from saturation import load_results, measure, open_trajectory
-from saturation.cli import app
+from saturation.cli.commands import app
 from saturation.errors import ResultsError
-from saturation.parts import describe, status
-from saturation.runfolder import RUN_FILE, RunFolder
-from saturation.seal import seal_of, values_digest
+from saturation.results.folder import RUN_FILE, RunFolder
+from saturation.results.parts import read_run_json, status
+from saturation.results.seal import seal_of, values_digest
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +147,12 @@ def test_a_shape_that_was_edited_is_noticed(copied: Path) -> None:
     next(iter(described["arrays"].values()))["fan_in"] = 77
     (copied / RUN_FILE).write_text(json.dumps(described))
     with pytest.raises(ResultsError, match="was edited or damaged"):
-        describe(RunFolder(copied))
+        read_run_json(RunFolder(copied))
     (copied / RUN_FILE).write_text(json.dumps(json.loads(text) | {"layout": 3}))
     with pytest.raises(
         ResultsError, match="is of layout '3', and this version reads layouts up to"
     ):
-        describe(RunFolder(copied))
+        read_run_json(RunFolder(copied))
 
 
 def test_digests_tell_values_names_and_lengths_apart() -> None:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from saturation import sharding
 from saturation.errors import MeasureError
 from saturation.models import T5Config
 from saturation.models.axes import parameter_axes
-from saturation.sharding import (
+from saturation.runtime import sharding
+from saturation.runtime.sharding import (
     SPLIT,
     make_mesh,
     over_data,

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from saturation import signals
-from saturation.signals import stop_requested
+from saturation.runtime import signals
+from saturation.runtime.signals import stop_requested
 
 
 def test_a_signal_passed_on_twice_is_one_request():
@@ -27,7 +27,7 @@ def test_a_signal_passed_on_twice_is_one_request():
 def test_asked_again_later_the_process_ends_at_once():
     code = (
         "import os, signal, time\n"
-        "from saturation import signals\n"
+        "from saturation.runtime import signals\n"
         "signals._SAME_REQUEST_SECONDS = 0.0\n"
         "with signals.stop_requested() as stop:\n"
         "    for _ in range(2):\n"

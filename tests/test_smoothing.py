@@ -11,12 +11,8 @@ import pytest
 from activation_cases import case, forwards_of, jitted, observe_table, valid_rows
 from t5_reference import reference_t5
 
-from saturation.batches import TokenBatch
-from saturation.measures.forecast import attention_eigenvalues, forecast
-from saturation.measures.operator import freeze
-from saturation.measures.reduce import enable_x64
-from saturation.measures.similarity import similarity
-from saturation.measures.smoothing import (
+from saturation.measures.smoothing.forecast import attention_eigenvalues, forecast
+from saturation.measures.smoothing.measure import (
     AGREEMENT,
     CHANGES,
     JOINT,
@@ -26,8 +22,12 @@ from saturation.measures.smoothing import (
     STATIONARY,
     layer_arrays,
 )
+from saturation.measures.smoothing.operator import freeze
+from saturation.measures.smoothing.similarity import similarity
 from saturation.models.config import NORM_BEFORE
-from saturation.run_activations import ActivationSettings
+from saturation.runs.reduce import enable_x64
+from saturation.runs.settings import ActivationSettings
+from saturation.text.sequences import TokenBatch
 
 
 @pytest.fixture(autouse=True)
@@ -316,7 +316,7 @@ def test_the_forecast_of_two_layers_left_is_two_steps_of_the_first_ones_operator
     params["decoder"]["layers_1"] = params["decoder"]["layers_0"]
     forwards = forwards_of(config, params, *tokens)
     path, valid = "decoder/layers_0/self_attention", forwards.valid("decoder/")
-    parts, state = layer_arrays(forwards, path), forwards.soft["decoder/embedding"]
+    parts, state = layer_arrays(forwards, path), forwards.at_temperature_one["decoder/embedding"]
     operator, start = freeze(
         parts["weights"], parts["value"], parts["out"], state, valid, config.layer_norm_epsilon
     )
@@ -346,7 +346,7 @@ def test_sequences_are_iterated_in_their_order_until_there_are_enough():
 
 
 def test_no_solver_is_called_on_several_matrices_at_once():
-    """See `saturation.linalg`: it would hang now and then, where threads are few."""
+    """See `saturation.models.linalg`: it would hang now and then, where threads are few."""
     config, _, params, tokens = case()
     traced = jitted(SMOOTHING, config).trace(params, *tokens)
     lowered = traced.lower(lowering_platforms=("cpu",)).as_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from saturation.measures.snap import snap
+from saturation.measures.scan.snap import snap
 
 RUNS = 100
 DRIFTS = {

@@ -10,17 +10,16 @@ from activation_cases import FORMS
 from scipy.optimize import linear_sum_assignment
 
 from saturation.errors import MeasureError
-from saturation.measures.spectrum import (
+from saturation.measures.spectrum.measure import (
     SPECTRUM,
     asymmetry,
-    attention_arrays,
-    describe,
     nonzero_eigenvalues,
     observe,
     regime,
     sharpens_below,
-    split_heads,
+    spectrum_summary,
 )
+from saturation.models.kernels import attention_arrays, split_heads
 
 
 def attention(embed, heads, head_dim, seed=0, scales=None):
@@ -66,7 +65,7 @@ def test_a_scale_with_fewer_entries_than_head_dim_leaves_exact_zeros():
     scale[5:] = 0
     found = nonzero_eigenvalues(*split_heads(value, out, scale, 2))
     assert (found == 0).sum(axis=1).tolist() == [3, 3]
-    described = describe(found)
+    described = spectrum_summary(found)
     for head in range(2):
         assert described["fraction_negative"][head] == (found[head].real < 0).sum() / 8
 
@@ -190,22 +189,24 @@ def test_complex_eigenvalues_of_attention_sharpen_with_positive_real_parts():
 def test_complex_eigenvalues_of_negative_real_part_can_smooth():
     """A share of 1 promises nothing of complex eigenvalues."""
     values = np.array([-0.5 + 3j, -0.5 - 3j])
-    assert describe(values[None])["fraction_sharpening"] == 1
+    assert spectrum_summary(values[None])["fraction_sharpening"] == 1
     assert regime(values, -0.5) == "smooths"
     assert regime(np.real(values) + 0j, -0.5) == "sharpens"
 
 
 def test_what_is_said_of_a_spectrum_by_hand():
     values = np.array([[-2.0, -1.0, -0.5, 0.0, 1.0, 3 + 4j, 3 - 4j, -1.5]])
-    found = {name: float(one[0]) for name, one in describe(values).items()}
+    found = {name: float(one[0]) for name, one in spectrum_summary(values).items()}
     assert found["fraction_negative"] == 4 / 8
     assert found["fraction_sharpening"] == 2 / 8
     assert found["spectral_radius"] == 5
     assert (found["real_min"], found["real_max"], found["imaginary_max"]) == (-2, 3, 4)
     assert found["growth_of_shared"] == pytest.approx(np.sqrt(32))
-    inside = describe(np.array([[-0.2, -0.9]]) + 0j)
+    inside = spectrum_summary(np.array([[-0.2, -0.9]]) + 0j)
     assert inside["growth_of_shared"] == 1
-    assert describe(np.array([[-0.2, -0.9]]) + 0j, False)["growth_of_shared"] == pytest.approx(0.8)
+    assert spectrum_summary(np.array([[-0.2, -0.9]]) + 0j, False)[
+        "growth_of_shared"
+    ] == pytest.approx(0.8)
 
 
 SHAPES = dataclasses.replace(FORMS["umt5"], num_encoder_layers=2).parameter_shapes()

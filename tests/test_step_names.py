@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import save_file
 
 import saturation
-from saturation.audit import audit
 from saturation.errors import TrajectoryError
-from saturation.step_names import says_step, step_name
-from saturation.trajectory import open_trajectory
+from saturation.trajectory.audit import audit
+from saturation.trajectory.step_names import says_step, step_name
+from saturation.trajectory.trajectory import open_trajectory
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
 

@@ -13,7 +13,7 @@ import pytest
 from made_trajectory import write_trajectory
 
 import saturation
-from saturation import cli
+from saturation.cli import commands as cli
 
 submitit = pytest.importorskip("submitit", reason="the extra `cluster` is not installed")
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm" / "submit.py"

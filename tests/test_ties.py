@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from saturation.ties import judged, tie_thresholds, ties_reliable
+from saturation.limit.ties import judged, tie_thresholds, ties_reliable
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(np.float64, 2**-52), (np.float32, 2**-23)])

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saturation.errors import ConfigError
-from saturation.training import data, objectives, tokens
+from saturation.text import vocabulary as tokens
+from saturation.text.corpus import read_corpus
+from saturation.training import data, objectives
 
 BYTES = tokens.ByteVocabulary()
 
@@ -50,7 +52,7 @@ def _sentencepiece_model(path, **settings):
         "sentencepiece", reason="writing a sentencepiece model needs the extra `text`"
     )
     corpus = path.with_suffix(".txt")
-    corpus.write_text(data.read_corpus().text[:20_000], encoding="utf-8")
+    corpus.write_text(read_corpus().text[:20_000], encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus), model_prefix=str(path), vocab_size=300, minloglevel=2, **settings
     )
@@ -150,7 +152,7 @@ def test_rows_of_unequal_length_are_refused():
 
 
 def _batches(seed=0, inputs=64, batch=5):
-    corpus = data.read_corpus()
+    corpus = read_corpus()
     lengths = objectives.lengths_to_fill(inputs, 0.15, 3.0)
     return data.SpanCorruptionBatches(BYTES.encode(corpus.text), BYTES, lengths, batch, seed)
 
@@ -170,7 +172,7 @@ def _fill(inputs, targets):
 
 def test_inputs_and_targets_together_are_the_text():
     batch = _batches()(3)
-    text = data.read_corpus().text.encode()
+    text = read_corpus().text.encode()
     assert batch.encoder_input_tokens.shape == (5, 64)
     for inputs, targets in zip(
         batch.encoder_input_tokens.tolist(), batch.decoder_target_tokens.tolist(), strict=True
@@ -206,20 +208,20 @@ def test_a_text_shorter_than_an_example_is_refused():
 def test_text_of_files_is_in_the_order_of_their_names(tmp_path):
     (tmp_path / "b.txt").write_text("second", encoding="utf-8")
     (tmp_path / "a.txt").write_text("first é", encoding="utf-8")
-    corpus = data.read_corpus([str(tmp_path / "*.txt"), str(tmp_path / "a.txt")])
+    corpus = read_corpus([str(tmp_path / "*.txt"), str(tmp_path / "a.txt")])
     assert corpus.text == "first é\n\nsecond"
     assert corpus.sha256 == hashlib.sha256("first é\n\nsecond".encode()).hexdigest()
 
 
 def test_the_default_text_is_pythons_documentation():
-    corpus = data.read_corpus()
+    corpus = read_corpus()
     assert corpus.sources == ("pydoc_data.topics",)
     assert len(corpus.text) > 300_000
 
 
 def test_a_pattern_without_a_file_and_a_file_that_is_no_text_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"'.*nothing\*': there is no such text file"):
-        data.read_corpus([str(tmp_path / "nothing*")])
+        read_corpus([str(tmp_path / "nothing*")])
     (tmp_path / "x.txt").write_bytes(b"abc\xff")
     with pytest.raises(ConfigError, match=r"x\.txt: expected UTF-8 text, .* at position 3"):
-        data.read_corpus([str(tmp_path / "x.txt")])
+        read_corpus([str(tmp_path / "x.txt")])

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from saturation.config import OptimizerConfig
 from saturation.errors import ConfigError
+from saturation.training.config import OptimizerConfig
 from saturation.training.optimizers import (
     OPTIMIZERS,
     SCHEDULES,

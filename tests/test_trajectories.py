@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from saturation.checkpoints import hub
-from saturation.manifest import known_trajectories, parse, read_manifest
+from saturation.storage import hub
+from saturation.trajectory.manifest import known_trajectories, parse, read_manifest
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "trajectories"
 FILES = sorted(FOLDER.glob("*.yaml"))

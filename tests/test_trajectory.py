@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from saturation.errors import TrajectoryError
-from saturation.trajectory import open_trajectory
+from saturation.trajectory.trajectory import open_trajectory
 
 
 def write(folder: Path, value: float = 1.0) -> None:

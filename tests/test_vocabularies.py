@@ -15,17 +15,19 @@ from made_trajectory import write_trajectory
 from typer.testing import CliRunner
 
 import saturation
-from saturation.batches import TokenBatch, read_corpus_tokens, read_tokens
-from saturation.cli import app
-from saturation.config import PretrainConfig, load_config
+from saturation.cli.commands import app
+from saturation.config import load_config
 from saturation.errors import ConfigError, FormerVersionWarning, MeasureError, SaturationError
-from saturation.experiment import run_experiment
-from saturation.measures.heads import HEADS
-from saturation.run_activations import ActivationSettings, observe_checkpoint, read_settings
+from saturation.experiment import ExperimentConfig, run_experiment
+from saturation.measures.heads.measure import HEADS
+from saturation.runs.activations import observe_checkpoint
+from saturation.runs.settings import ActivationSettings, read_settings
+from saturation.text.beside import BESIDE, vocabulary_beside
+from saturation.text.corpus import read_corpus
+from saturation.text.sequences import TokenBatch, read_corpus_tokens, read_tokens
+from saturation.text.vocabulary import open_to_pretrain, open_vocabulary
 from saturation.training import pretrain
-from saturation.training.data import read_corpus
-from saturation.training.tokens import open_to_pretrain, open_vocabulary
-from saturation.vocabularies import BESIDE, vocabulary_beside
+from saturation.training.config import PretrainConfig
 
 TEXT = "the value of the expression is the value of the other expression\n" * 40
 REFUSED = (
@@ -98,7 +100,11 @@ def described(trajectory: Path, tokens: Path):
     settings = read_settings(["heads"], **given)
     assert settings is not None
     settings.refuse_other_models(opened[0].parameters, opened.path)
-    return settings.describe()["tokens"]
+    return settings.fingerprint()["tokens"]
+
+
+def beside(trajectory: Any) -> str | None:
+    return vocabulary_beside(trajectory[trajectory.steps[0]].path, trajectory.path)
 
 
 @pytest.mark.parametrize("vocabulary", [(), ("--vocabulary", "bytes")])
@@ -131,7 +137,7 @@ def test_bytes_are_refused_from_python_and_by_experiment_files(trajectory, text,
         )
     )
     with pytest.raises(MeasureError, match=REFUSED):
-        run_experiment(load_config(path))
+        run_experiment(load_config(path, None, ExperimentConfig))
 
 
 def test_a_corpus_of_bytes_is_refused_beside_tokens_that_are_ids(trajectory, text, tmp_path):
@@ -178,14 +184,14 @@ def test_a_sentencepiece_model_beside_the_checkpoints_is_found(
 
 def test_the_names_are_looked_for_in_their_order_and_the_steps_folder_first(trajectory):
     opened, found = saturation.open_trajectory(trajectory), []
-    assert vocabulary_beside(opened) is None
+    assert beside(opened) is None
     for place in (trajectory, trajectory / "step_0"):
         for name in reversed(BESIDE):
             (place / name).write_bytes(b"")
-            found.append(vocabulary_beside(saturation.open_trajectory(trajectory)))
+            found.append(beside(saturation.open_trajectory(trajectory)))
             assert found[-1] == str(place / name)
     alone = saturation.open_trajectory(trajectory / "step_10")
-    assert vocabulary_beside(alone) == str(trajectory / "tokenizer.json")
+    assert beside(alone) == str(trajectory / "tokenizer.json")
 
 
 def test_a_vocabulary_is_found_and_read_in_a_bucket(trajectory, pieces, text):
@@ -197,7 +203,7 @@ def test_a_vocabulary_is_found_and_read_in_a_bucket(trajectory, pieces, text):
     assert settings is not None
     assert settings.tokens.vocabulary_file == "memory://vocabularies/t/spiece.model"
     by_path = read_tokens(str(text), str(pieces), 2, 8)
-    assert settings.tokens.describe()["sha256"] == by_path.describe()["sha256"]
+    assert settings.tokens.fingerprint()["sha256"] == by_path.fingerprint()["sha256"]
 
 
 def test_a_tokenizer_json_gives_its_ids_whole_and_without_marks(tokenizer, text):
@@ -248,7 +254,7 @@ def test_a_pretraining_leaves_its_vocabulary_where_it_is_found(tmp_path, pieces,
     folder = pretrain(small(tmp_path / "made", str(pieces), text))
     opened = saturation.open_trajectory(os.fspath(folder))
     assert opened.steps == (0, 1)
-    found = vocabulary_beside(opened)
+    found = beside(opened)
     assert found is not None
     assert found == str(tmp_path / "made" / "sentencepiece.model")
     assert open_vocabulary(found).fingerprint == open_vocabulary(str(pieces)).fingerprint
@@ -257,7 +263,7 @@ def test_a_pretraining_leaves_its_vocabulary_where_it_is_found(tmp_path, pieces,
 def test_an_experiment_takes_the_vocabulary_of_its_pretraining(tmp_path, pieces, text):
     """Or refuses another before anything is trained."""
     for vocabulary in ("bytes", None):
-        config = saturation.config.ExperimentConfig.model_validate(
+        config = ExperimentConfig.model_validate(
             {
                 "out": str(tmp_path / "run"),
                 "report": str(tmp_path / "figures"),

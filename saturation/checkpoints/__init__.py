@@ -19,10 +19,10 @@ from saturation.checkpoints import (
     t5x_orbax,
 )
 from saturation.checkpoints.base import Checkpoint, Parameter
-from saturation.checkpoints.open import open_folder
-from saturation.checkpoints.storage import Folder
-from saturation.checkpoints.strangers import unread_layout
+from saturation.checkpoints.unread import unread_layout
 from saturation.errors import CheckpointFormatError
+from saturation.storage.folder import Folder
+from saturation.storage.open import open_folder
 
 __all__ = [
     "FORMATS",

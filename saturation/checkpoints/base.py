@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from saturation.checkpoints import bounds
-from saturation.checkpoints.storage import Folder
+from saturation.checkpoints.arrays import bounds
 from saturation.errors import CheckpointFormatError, SaturationError
+from saturation.storage.folder import Folder
 
 Box = tuple[slice, ...]
 
@@ -99,7 +99,7 @@ class DiskArray(ABC):
         """
 
     @property
-    def pieces(self) -> tuple[int, ...]:
+    def chunk_shape(self) -> tuple[int, ...]:
         """How many positions of each axis are read at once, whichever of them is asked for."""
         return (1,) * len(self.shape)
 
@@ -158,7 +158,7 @@ class FileArray(DiskArray):
     ):
         self.shape = bounds.array_shape(folder.where(name), shape, dtype.itemsize)
         self.dtype = dtype
-        self._folder, self._name, self._offset = folder.owner(name), name, offset
+        self._folder, self._name, self._offset = folder.folder_that_reads(name), name, offset
         end = offset + self.nbytes
         if offset < 0 or end > folder.size(name):
             raise CheckpointFormatError(
@@ -212,7 +212,7 @@ class Checkpoint:
         step: int | None,
         format: str,
         arrays: Mapping[str, DiskArray],
-        sources: Mapping[str, Source],
+        sources: Mapping[str, ParameterLayout],
         settings: Mapping[str, Any] | None = None,
         *,
         left_out: Iterable[LeftOut] = (),
@@ -325,7 +325,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Source:
+class ParameterLayout:
     """How a canonical array lies on disk: positions taken on some axes, then two axes merged.
 
     Attributes:
@@ -358,12 +358,12 @@ class Source:
         are contiguous on disk.
         """
         taken = dict(self.take)
-        pieces = [piece for axis, piece in enumerate(array.pieces) if axis not in taken]
+        pieces = [piece for axis, piece in enumerate(array.chunk_shape) if axis not in taken]
         kept = self._kept(array)
         if self.merge is not None:
             pieces[self.merge : self.merge + 2] = [pieces[self.merge] * kept[self.merge + 1]]
         counts = [-(-n // piece) for n, piece in zip(self._merged(kept), pieces, strict=True)]
-        axis = counts.index(max(counts)) if max(array.pieces, default=1) > 1 else 0
+        axis = counts.index(max(counts)) if max(array.chunk_shape, default=1) > 1 else 0
         multiple = pieces[axis] if pieces else 1
         return (len(pieces) - 1 - axis if self.transposed else axis), multiple
 

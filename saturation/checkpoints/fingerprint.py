@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 
 from saturation.checkpoints.base import Checkpoint
-from saturation.checkpoints.stamps import Mark
-from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
+from saturation.storage.folder import Folder
+from saturation.storage.stamps import Mark
 
 # So much of a checkpoint is read, in blocks this large, unless it has no more than that; and so
 # many blocks where each is a request over a network.

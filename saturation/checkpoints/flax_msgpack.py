@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from saturation.checkpoints import huggingface, msgpack_index, names
+from saturation.checkpoints import huggingface, names
+from saturation.checkpoints.arrays import flax_msgpack_index as msgpack_index
 from saturation.checkpoints.base import Checkpoint, DiskArray, LeftOut
 from saturation.checkpoints.orbax import parameter_path
 from saturation.checkpoints.orbax_tree import Keys, Tree
 from saturation.checkpoints.sift import sift
-from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.torch_names import joined
 from saturation.errors import CheckpointFormatError
+from saturation.storage.folder import Folder
 
 NAME = "flax"
 LOOKS_FOR = (

@@ -12,12 +12,12 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from saturation.checkpoints import bounds, names
-from saturation.checkpoints.base import Checkpoint, DiskArray, LeftOut, Source
-from saturation.checkpoints.safetensors import is_safetensors, read_header
+from saturation.checkpoints import names
+from saturation.checkpoints.arrays import bounds
+from saturation.checkpoints.arrays.safetensors import is_safetensors, read_header
+from saturation.checkpoints.arrays.torch_pickle import is_archive, read_archive
+from saturation.checkpoints.base import Checkpoint, DiskArray, LeftOut, ParameterLayout
 from saturation.checkpoints.sift import refuse_adapter_file, sift
-from saturation.checkpoints.storage import Folder
-from saturation.checkpoints.strangers import holds_no_weights
 from saturation.checkpoints.t5_settings import t5_settings
 from saturation.checkpoints.torch_names import (
     aliases,
@@ -25,8 +25,9 @@ from saturation.checkpoints.torch_names import (
     same_bits,
     unwrapped,
 )
-from saturation.checkpoints.torch_pickle import is_archive, read_archive
 from saturation.errors import CheckpointFormatError
+from saturation.storage.folder import Folder
+from saturation.storage.strangers import holds_no_weights
 
 NAME = "huggingface"
 LOOKS_FOR = (
@@ -183,7 +184,7 @@ def _no_arrays(folder: Folder) -> CheckpointFormatError:
 def _uncounted(
     found: Mapping[str, DiskArray],
     arrays: Mapping[str, DiskArray],
-    sources: Mapping[str, Source],
+    sources: Mapping[str, ParameterLayout],
     known: Container[str],
 ) -> list[LeftOut]:
     """Return the arrays that could be parameters and that no parameter is read from."""

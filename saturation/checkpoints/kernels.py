@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
-from saturation.checkpoints.base import DiskArray, Source
+from saturation.checkpoints.base import DiskArray, ParameterLayout
 from saturation.scopes import is_embedding, is_head, is_table, module_of
 
 _CONV1D = re.compile(r"c_attn|c_proj|c_fc|q_attn")
@@ -40,8 +40,8 @@ Shape = tuple[int, ...]
 
 
 def with_fan_in(
-    sources: Mapping[str, Source], arrays: Mapping[str, DiskArray]
-) -> dict[str, Source]:
+    sources: Mapping[str, ParameterLayout], arrays: Mapping[str, DiskArray]
+) -> dict[str, ParameterLayout]:
     """Return the sources with the axes that each kernel contracts."""
     axes = _axes(tuple((n, one.parameter(arrays[one.array]).shape) for n, one in sources.items()))
     return {

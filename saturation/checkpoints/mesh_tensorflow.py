@@ -6,11 +6,12 @@ Source: `t5x/checkpoint_importer.py`; variable names from `mesh_tensorflow/trans
 
 from __future__ import annotations
 
-from saturation.checkpoints import names, tensor_bundle
+from saturation.checkpoints import names
+from saturation.checkpoints.arrays import tensor_bundle
 from saturation.checkpoints.base import Checkpoint, LeftOut
 from saturation.checkpoints.sift import sift
-from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
+from saturation.storage.folder import Folder
 
 NAME = "mesh-tensorflow"
 LOOKS_FOR = (

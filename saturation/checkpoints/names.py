@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 
-from saturation.checkpoints.base import DiskArray, Source
-from saturation.checkpoints.bounds import refuse_names
+from saturation.checkpoints.arrays.bounds import refuse_names
+from saturation.checkpoints.base import DiskArray, ParameterLayout
 from saturation.checkpoints.kernels import with_fan_in
 from saturation.checkpoints.torch_names import one_each
 from saturation.errors import CheckpointFormatError
@@ -134,7 +134,7 @@ def is_hugging_face_t5(names: Iterable[str]) -> bool:
 
 def hugging_face_t5(
     arrays: Mapping[str, DiskArray], where: str, per_layer_bias: bool = False
-) -> dict[str, Source]:
+) -> dict[str, ParameterLayout]:
     """Map the arrays of a Hugging Face T5 to canonical names.
 
     Hugging Face keeps every matrix but the embeddings as the transpose of T5X's.
@@ -168,20 +168,20 @@ def hugging_face_t5(
                 f"{2 if matrix else 1} axes were expected."
             )
         transposed = matrix and not name.endswith("/embedding")
-        sources[name] = Source(disk, transposed=transposed)
+        sources[name] = ParameterLayout(disk, transposed=transposed)
     # The head of a task beside its T5.
     heads = own({name: arrays[name] for name in strangers}, where)
     return with_fan_in(sources | heads, arrays)
 
 
-def own(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:
+def own(arrays: Mapping[str, DiskArray], where: str) -> dict[str, ParameterLayout]:
     """Map arrays to their own names, "/" between the modules.
 
     Raises:
       CheckpointFormatError: two of them would have one name.
     """
     disk = one_each({name: name.replace(".", "/") for name in arrays}, where)
-    return with_fan_in({name: Source(old) for name, old in disk.items()}, arrays)
+    return with_fan_in({name: ParameterLayout(old) for name, old in disk.items()}, arrays)
 
 
 def is_hugging_face_flax_t5(names: Iterable[str]) -> bool:
@@ -189,7 +189,7 @@ def is_hugging_face_flax_t5(names: Iterable[str]) -> bool:
     return is_hugging_face_t5(_from_flax(name) for name in names)
 
 
-def hugging_face_flax_t5(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:
+def hugging_face_flax_t5(arrays: Mapping[str, DiskArray], where: str) -> dict[str, ParameterLayout]:
     """Map the arrays of a Hugging Face T5 in Flax: the same names, kernels as T5X's (in, out).
 
     Raises:
@@ -206,7 +206,7 @@ def hugging_face_flax_t5(arrays: Mapping[str, DiskArray], where: str) -> dict[st
     }
 
 
-def mesh_tensorflow(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:
+def mesh_tensorflow(arrays: Mapping[str, DiskArray], where: str) -> dict[str, ParameterLayout]:
     """Map the variables of a Mesh-TensorFlow T5, or of another TensorFlow model to themselves.
 
     Raises:
@@ -217,7 +217,7 @@ def mesh_tensorflow(arrays: Mapping[str, DiskArray], where: str) -> dict[str, So
     named = _mesh_names(tuple(weights))
     unknown = [name for name, canonical in named.items() if canonical is None]
     if len(unknown) == len(weights):
-        return with_fan_in({name: Source(name) for name in weights}, arrays)
+        return with_fan_in({name: ParameterLayout(name) for name in weights}, arrays)
     if unknown:
         raise CheckpointFormatError(
             f"{where}: {len(unknown)} variables have names that no T5 has: {_some(unknown)}."
@@ -226,7 +226,7 @@ def mesh_tensorflow(arrays: Mapping[str, DiskArray], where: str) -> dict[str, So
     if len(canonical) != len(weights):
         raise CheckpointFormatError(f"{where}: two variables are the same parameter.")
     shared = _shared_bias(canonical, per_layer=False)
-    return with_fan_in({name: Source(disk) for name, disk in shared.items()}, arrays)
+    return with_fan_in({name: ParameterLayout(disk) for name, disk in shared.items()}, arrays)
 
 
 @lru_cache(8)  # the checkpoints of a trajectory have the same names
@@ -259,7 +259,7 @@ def _from_flax(name: str) -> str:
     return f"{path}/{leaf}".strip("/").replace("/", ".")
 
 
-def t5x(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:
+def t5x(arrays: Mapping[str, DiskArray], where: str) -> dict[str, ParameterLayout]:
     """Map arrays under T5X's names (axes of a `target` or `params` tree joined by "/").
 
     Scanned layers (`encoder/encoder/...`, the layers stacked on one axis) are taken apart, separate
@@ -270,7 +270,7 @@ def t5x(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:
       CheckpointFormatError: two arrays are one parameter, or stacked layers do not agree.
     """
     refuse_names(arrays, where)
-    sources: dict[str, Source] = {}
+    sources: dict[str, ParameterLayout] = {}
     weights = {name: array for name, array in arrays.items() if array.is_weight}
     axes = {tower: _layer_axis(weights, tower, where) for tower in ("encoder", "decoder")}
     for disk, array in weights.items():
@@ -285,20 +285,22 @@ def t5x(arrays: Mapping[str, DiskArray], where: str) -> dict[str, Source]:
 
 def _unscanned(
     disk: str, array: DiskArray, axes: Mapping[str, int | None]
-) -> Iterable[tuple[str, Source]]:
+) -> Iterable[tuple[str, ParameterLayout]]:
     """Yield the canonical parameters that one array under a T5X name holds."""
     tower, _, rest = disk.partition("/")
     axis = axes.get(tower) if rest.startswith(f"{tower}/") else None
     if axis is None:
-        yield from _split(disk, Source(disk), array.shape)
+        yield from _split(disk, ParameterLayout(disk), array.shape)
         return
     shape = array.shape[:axis] + array.shape[axis + 1 :]
     for layer in range(array.shape[axis]):
         name = f"{tower}/layers_{layer}/{rest.removeprefix(f'{tower}/')}"
-        yield from _split(name, Source(disk, take=((axis, layer),)), shape)
+        yield from _split(name, ParameterLayout(disk, take=((axis, layer),)), shape)
 
 
-def _split(name: str, source: Source, shape: tuple[int, ...]) -> Iterable[tuple[str, Source]]:
+def _split(
+    name: str, source: ParameterLayout, shape: tuple[int, ...]
+) -> Iterable[tuple[str, ParameterLayout]]:
     """Yield the matrices of a fused kernel, or the one array itself, with heads merged."""
     parent, _, leaf = name.rpartition("/")
     grand, _, fused = parent.rpartition("/")

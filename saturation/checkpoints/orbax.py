@@ -9,8 +9,8 @@ from saturation.checkpoints import names
 from saturation.checkpoints.base import Checkpoint, LeftOut
 from saturation.checkpoints.orbax_tree import Keys, Tree
 from saturation.checkpoints.sift import sift
-from saturation.checkpoints.storage import Folder
 from saturation.errors import CheckpointFormatError
+from saturation.storage.folder import Folder
 
 NAME = "orbax"
 LOOKS_FOR = (

@@ -13,16 +13,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from saturation.checkpoints import bounds, msgpack_index, zarr, zarr3
+from saturation.checkpoints.arrays import bounds, zarr, zarr3
+from saturation.checkpoints.arrays import flax_msgpack_index as msgpack_index
+from saturation.checkpoints.arrays.ocdbt import MANIFEST, OcdbtStore
+from saturation.checkpoints.arrays.zarr import Fetch, ZarrArray
+from saturation.checkpoints.arrays.zarr3 import Zarr3Array
 from saturation.checkpoints.base import DiskArray, UnreadArray
-from saturation.checkpoints.lazy import cached_property
-from saturation.checkpoints.ocdbt import MANIFEST, Store
-from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.t5x import folder_fetch
 from saturation.checkpoints.torch_names import joined
-from saturation.checkpoints.zarr import Fetch, ZarrArray
-from saturation.checkpoints.zarr3 import Zarr3Array
 from saturation.errors import CheckpointFormatError, UnreadTypeError
+from saturation.storage.folder import Folder
+from saturation.storage.lazy import cached_property
 
 Keys = tuple[str, ...]
 
@@ -115,13 +116,13 @@ class Tree:
         return array
 
     @cached_property
-    def _store(self) -> Store | None:
+    def _store(self) -> OcdbtStore | None:
         if MANIFEST in self.folder.files:
-            return Store(self.folder, (self.folder,))
+            return OcdbtStore(self.folder, (self.folder,))
         # Each process wrote a store of its own, and the job ended before they were merged.
         parts = (self.folder.child(name) for name in _unmerged(self.folder))
         found = tuple(part for part in parts if MANIFEST in part.files)
-        return Store(self.folder, found) if found else None
+        return OcdbtStore(self.folder, found) if found else None
 
     @cached_property
     def _stored(self) -> Mapping[str, str]:

@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from saturation.checkpoints import bounds, msgpack_index, names
+from saturation.checkpoints import names
+from saturation.checkpoints.arrays import bounds
+from saturation.checkpoints.arrays import flax_msgpack_index as msgpack_index
+from saturation.checkpoints.arrays.zarr import Fetch, ZarrArray
 from saturation.checkpoints.base import BFLOAT16, DTYPES, Checkpoint, DiskArray, LeftOut
 from saturation.checkpoints.sift import sift
-from saturation.checkpoints.storage import Folder
-from saturation.checkpoints.zarr import Fetch, ZarrArray
 from saturation.errors import CheckpointFormatError
+from saturation.storage.folder import Folder
 
 NAME = "t5x"
 LOOKS_FOR = "a msgpack file with the keys 'version' and 'optimizer' (T5X)"

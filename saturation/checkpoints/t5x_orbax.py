@@ -11,9 +11,9 @@ from saturation.checkpoints.base import Checkpoint, LeftOut
 from saturation.checkpoints.orbax import item
 from saturation.checkpoints.orbax_tree import Keys, Tree
 from saturation.checkpoints.sift import sift
-from saturation.checkpoints.storage import Folder
 from saturation.checkpoints.t5x import as_bfloat16
 from saturation.errors import CheckpointFormatError
+from saturation.storage.folder import Folder
 
 NAME = "t5x-orbax"
 _TARGET = frozenset({"target", "_optimizer"})

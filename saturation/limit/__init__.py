@@ -20,7 +20,7 @@ from saturation.limit.interpreter import SeriesInterpreter, constant
 from saturation.limit.masks import MASK_BELOW
 from saturation.limit.parameters import check_parameters
 from saturation.limit.result import Limit, limit_of
-from saturation.limit.series import Plain, Series, Value
+from saturation.limit.series import Constant, PowerSeries, Value
 from saturation.limit.tally import TieReport
 
 __all__ = ["Limit", "TieReport", "count_ties", "saturate", "scale_parameters", "tie_report"]
@@ -84,7 +84,7 @@ def tie_report(
     """Return the function that says how clear the ties and signs of `fn`'s limit were.
 
     A difference ≤ 64·n·eps·B is zero and one ≥ 65536·n·eps·B is not, with B = Σ|a||b| of the
-    product that made the number and n the longest contraction met (`saturation.ties`); what lies
+    product that made the number and n the longest contraction met (`limit.ties`); what lies
     between is undecided, and without a limit.
     """
 
@@ -134,8 +134,8 @@ def _run(
 
 def _parameter(leaf: jax.Array, terms: int) -> Value:
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return Plain(leaf)
-    return Series(1, (leaf, *[None] * (terms - 1)), sizes=(None,) * terms)
+        return Constant(leaf)
+    return PowerSeries(1, (leaf, *[None] * (terms - 1)), sizes=(None,) * terms)
 
 
 def _refuse_invalid(found: Any) -> None:

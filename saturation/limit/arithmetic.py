@@ -12,9 +12,9 @@ from saturation.errors import LimitError
 from saturation.limit.equation import Interpreter
 from saturation.limit.series import (
     Coefficient,
+    Constant,
     Like,
-    Plain,
-    Series,
+    PowerSeries,
     Sizes,
     Value,
     align,
@@ -22,11 +22,11 @@ from saturation.limit.series import (
     drop,
     either,
     join_invalid,
+    leading_is_zero,
     make,
+    mark_infinities_invalid,
     masks_of,
-    settled,
     sizes_of,
-    vanishes,
 )
 from saturation.limit.sizes import Size, larger, magnitude, thresholds, tracked
 
@@ -61,8 +61,8 @@ def add(interpreter: Interpreter, x: Value, y: Value, like: Like, sign: int = 1)
 
 
 def _sum_sizes(
-    x: Series,
-    y: Series,
+    x: PowerSeries,
+    y: PowerSeries,
     degree: int,
     total: Sequence[Coefficient],
     parts: Sequence[Sequence[Coefficient]],
@@ -92,8 +92,8 @@ def _cancelled(
     interpreter: Interpreter,
     leading: Sequence[Coefficient],
     sizes: Sizes | None,
-    x: Series,
-    y: Series,
+    x: PowerSeries,
+    y: PowerSeries,
 ) -> jax.Array | None:
     """Where the leading term of x + y is not told from 0; `leading` has theirs and the sum's."""
     a, b, total = leading
@@ -111,7 +111,7 @@ def _cancelled(
     noise = (total == 0) | (jnp.abs(total) < least)
     if x.noise is None and y.noise is None:
         return noise
-    return noise | (vanishes(x, a) & vanishes(y, b))
+    return noise | (leading_is_zero(x, a) & leading_is_zero(y, b))
 
 
 def bilinear(
@@ -139,18 +139,18 @@ def bilinear(
                 total[i + j] = term if so_far is None else so_far + term
     invalid = None
     if a.invalid is not None or b.invalid is not None:
-        spares = [contracts or isinstance(value, Plain) for value in (x, y)]
+        spares = [contracts or isinstance(value, Constant) for value in (x, y)]
         invalid = _spoilt_products(a, b, spares, product, like, contracts)
     noise = None if contracts else _noisy_factor(a, b, like)
     sizes = _product_sizes(a, b, total, product, like, by_norms if contracts else None, contracts)
     infinite = a.infinite or b.infinite
     result = make(a.degree + b.degree, total, like, invalid, infinite, noise, sizes)
-    return settled(result) if contracts else result
+    return mark_infinities_invalid(result) if contracts else result
 
 
 def _product_sizes(
-    a: Series,
-    b: Series,
+    a: PowerSeries,
+    b: PowerSeries,
     total: Sequence[Coefficient],
     product: Product,
     like: Like,
@@ -161,7 +161,7 @@ def _product_sizes(
     if not tracked(like.dtype):
         return None
 
-    def of(p: tuple[Series, int], q: tuple[Series, int], sharp: bool) -> jax.Array:
+    def of(p: tuple[PowerSeries, int], q: tuple[PowerSeries, int], sharp: bool) -> jax.Array:
         there, here = p[0].coefficients[p[1]], q[0].coefficients[q[1]]
         assert there is not None
         assert here is not None
@@ -189,8 +189,8 @@ def _product_sizes(
 
 
 def _spoilt_products(
-    a: Series,
-    b: Series,
+    a: PowerSeries,
+    b: PowerSeries,
     spares: Sequence[bool],
     product: Product,
     like: Like,
@@ -217,12 +217,12 @@ def _spoilt_products(
     return jax.lax.cond(spoilt, met, lambda: jnp.zeros(like.shape, bool))
 
 
-def _noisy_factor(a: Series, b: Series, like: Like) -> jax.Array | None:
+def _noisy_factor(a: PowerSeries, b: PowerSeries, like: Like) -> jax.Array | None:
     masks = [one.noise for one in (a, b) if one.noise is not None]
     return jnp.broadcast_to(either(*masks), like.shape) if masks else None
 
 
-def raised(interpreter: Interpreter, x: Series, exponent: float, like: Like) -> Value:
+def power_of_series(interpreter: Interpreter, x: PowerSeries, exponent: float, like: Like) -> Value:
     """Return x^exponent about its leading coefficient.
 
     b_0 = a_0^p and n a_0 b_n = Σ_{k=1}^{n} (k p − n + k) a_k b_{n−k} (J. C. P. Miller's recurrence;
@@ -241,7 +241,7 @@ def raised(interpreter: Interpreter, x: Series, exponent: float, like: Like) -> 
         )
     leading = x.coefficients[0]
     assert leading is not None
-    nothing = vanishes(x, leading)
+    nothing = leading_is_zero(x, leading)
     a = jax.lax.select(nothing, jnp.ones_like(leading), leading)
     b_0 = _elementary_power(a, exponent)
     b: list[Coefficient] = [b_0]
@@ -272,7 +272,7 @@ def raised(interpreter: Interpreter, x: Series, exponent: float, like: Like) -> 
 
 
 def _power_sizes(
-    x: Series, b: Sequence[Coefficient], a: jax.Array, exponent: float
+    x: PowerSeries, b: Sequence[Coefficient], a: jax.Array, exponent: float
 ) -> Sizes | None:
     """B of the coefficients b of x^exponent: the same recurrence of sizes; a is x's leading one."""
     if not tracked(a.dtype):

@@ -18,9 +18,9 @@ from saturation.limit.equation import Interpreter, Rule, like
 from saturation.limit.order import compare, select
 from saturation.limit.series import (
     Bound,
+    Constant,
     Like,
-    Plain,
-    Series,
+    PowerSeries,
     Value,
     join_invalid,
     make,
@@ -41,11 +41,11 @@ def maximum(
         return decided
     pair = (x, y) if larger else (y, x)
     below = compare(interpreter, *pair, sharp=False, jumps=False).less
-    second = Plain(below, join_invalid(x, y))
+    second = Constant(below, join_invalid(x, y))
     found = select(interpreter, second, (x, y), shaped)
     lower, higher = sorted((x, y), key=_degree)
     gap = _degree(higher) - _degree(lower)
-    if gap == 0 or not isinstance(found, Series) or not isinstance(higher, Series):
+    if gap == 0 or not isinstance(found, PowerSeries) or not isinstance(higher, PowerSeries):
         return found
     if lower.infinite:  # min(x, ∞) is no bound of x
         return found
@@ -62,15 +62,15 @@ def maximum(
         kept = [*[None] * gap, *found.coefficients[gap:]]
         return make(found.degree, kept, found.example, found.invalid)
     assert known.rest is not None
-    grown = Plain(higher.nonzero(), higher.invalid)
+    grown = Constant(higher.nonzero(), higher.invalid)
     within = maximum(interpreter, known.rest, lower, shaped, larger)
     return select(interpreter, grown, (within, lower), shaped)
 
 
 def _beside_a_number(x: Value, y: Value, shaped: Like, larger: bool) -> Value | None:
     """What vanishes against a number that is known: min(1, 1/θ) is 1/θ, of its own degree."""
-    number, other = (x, y) if isinstance(x, Plain) else (y, x)
-    if not isinstance(number, Plain) or not isinstance(other, Series):
+    number, other = (x, y) if isinstance(x, Constant) else (y, x)
+    if not isinstance(number, Constant) or not isinstance(other, PowerSeries):
         return None
     if other.degree >= 0 or other.infinite or other.shape != shaped.shape:
         return None
@@ -81,17 +81,17 @@ def _beside_a_number(x: Value, y: Value, shaped: Like, larger: bool) -> Value | 
         return None
     if (value > 0) != larger:
         return other
-    everywhere = jnp.broadcast_to(number.array, shaped.shape)
-    return replace(number, array=everywhere, invalid=other.invalid)
+    on_every_process = jnp.broadcast_to(number.array, shaped.shape)
+    return replace(number, array=on_every_process, invalid=other.invalid)
 
 
 def _degree(value: Value) -> int:
-    return value.degree if isinstance(value, Series) else 0
+    return value.degree if isinstance(value, PowerSeries) else 0
 
 
 def _up_to(value: Value, degree: int, terms: int) -> Value:
     """The terms of a value up to that degree."""
-    if _degree(value) <= degree or not isinstance(value, Series):
+    if _degree(value) <= degree or not isinstance(value, PowerSeries):
         return value
     return make(degree, [value.power(degree - k) for k in range(terms)], value.example)
 
@@ -109,5 +109,5 @@ def extreme(larger: bool) -> Rule:
 def clamp(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """min(max(x, low), high)."""
     low, x, high = inputs
-    raised = maximum(interpreter, x, low, like(eqn))
-    return [maximum(interpreter, raised, high, like(eqn), larger=False)]
+    power_of_series = maximum(interpreter, x, low, like(eqn))
+    return [maximum(interpreter, power_of_series, high, like(eqn), larger=False)]

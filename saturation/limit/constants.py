@@ -19,7 +19,7 @@ from saturation.limit.equation import axes_of, bind
 from saturation.limit.linear import MOVES
 from saturation.limit.masks import large_numbers, widened
 from saturation.limit.order import select_constant
-from saturation.limit.series import Plain, either
+from saturation.limit.series import Constant, either
 
 # Primitives that only move values about: what they make of numbers that are known are the same.
 _CARRIES_MASKS = frozenset(
@@ -50,24 +50,24 @@ _REDUCES = frozenset(
 )
 
 
-def constant(x: Any, dtype: Any = None) -> Plain:
+def constant(x: Any, dtype: Any = None) -> Constant:
     """Return a constant with what can be seen of it: ±∞, or large numbers.
 
     Of a traced one nothing can: it may hold ±∞, as a mask that is handed in does.
     """
     if isinstance(x, jax.core.Tracer):
         array = jnp.asarray(x, dtype)
-        return Plain(array, infinite=bool(jnp.issubdtype(array.dtype, jnp.floating)))
+        return Constant(array, infinite=bool(jnp.issubdtype(array.dtype, jnp.floating)))
     with jax.ensure_compile_time_eval():  # a number stays one that can be looked at, under jit too
         array = jnp.asarray(x, dtype)
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        return Plain(array)
+        return Constant(array)
     values = np.asarray(array).astype(np.float64)  # as it is held: a narrow dtype rounds to ±∞
     infinite = bool(np.isinf(values).any())
-    return Plain(array, infinite=infinite, large=large_numbers(values), seen=True)
+    return Constant(array, infinite=infinite, large=large_numbers(values), seen=True)
 
 
-def results(eqn: Any, inputs: Sequence[Plain], outputs: Sequence[jax.Array]) -> list[Plain]:
+def results(eqn: Any, inputs: Sequence[Constant], outputs: Sequence[jax.Array]) -> list[Constant]:
     """Return the outputs of an equation of constants with what is known of them."""
     name = eqn.primitive.name
     infinite = name in _MAKES_INFINITE or any(value.infinite for value in inputs)
@@ -81,21 +81,21 @@ def results(eqn: Any, inputs: Sequence[Plain], outputs: Sequence[jax.Array]) -> 
         infinite = infinite or (top < _top(inputs[0].array.dtype) and overflows)
         infinite = infinite or inputs[0].array.dtype == jnp.float16
 
-    def seen(array: jax.Array) -> Plain:
+    def seen(array: jax.Array) -> Constant:
         if not jnp.issubdtype(array.dtype, jnp.floating):
-            return Plain(array)
+            return Constant(array)
         if array.size == 1 and not isinstance(array, jax.core.Tracer):
             return constant(array)
-        return Plain(array, infinite=infinite, large=large, seen=known)
+        return Constant(array, infinite=infinite, large=large, seen=known)
 
     truth = _truth(name, inputs)
     if truth is not None and outputs[0].dtype == bool:
-        return [Plain(output, truth=truth) for output in outputs]
+        return [Constant(output, truth=truth) for output in outputs]
     masks = _spread(eqn, inputs, outputs)
     return [replace(seen(o), invalid=mask) for o, mask in zip(outputs, masks, strict=True)]
 
 
-def _truth(name: str, inputs: Sequence[Plain]) -> bool | None:
+def _truth(name: str, inputs: Sequence[Constant]) -> bool | None:
     """What a condition made of conditions is everywhere, if that is known."""
     truths = [truth_of(value) for value in inputs]
     if name == "and" and False in truths:
@@ -107,7 +107,7 @@ def _truth(name: str, inputs: Sequence[Plain]) -> bool | None:
     return None
 
 
-def truth_of(value: Plain) -> bool | None:
+def truth_of(value: Constant) -> bool | None:
     """What a condition is everywhere, if that is known."""
     if value.truth is not None or value.array.dtype != bool or value.invalid is not None:
         return value.truth
@@ -116,7 +116,7 @@ def truth_of(value: Plain) -> bool | None:
     return bool(value.array.item())
 
 
-def _is_known(value: Plain) -> bool:
+def _is_known(value: Constant) -> bool:
     """Whether it holds no number that is not known; indices and conditions are none."""
     return value.seen or not jnp.issubdtype(value.array.dtype, jnp.floating)
 
@@ -133,7 +133,7 @@ def widened_from(before: jax.Array, after: jax.Array) -> jax.Array:
 
 
 def _spread(
-    eqn: Any, inputs: Sequence[Plain], outputs: Sequence[jax.Array]
+    eqn: Any, inputs: Sequence[Constant], outputs: Sequence[jax.Array]
 ) -> list[jax.Array | None]:
     """Which elements of a plain operation's outputs come from one that has no limit."""
     masks = [value.invalid for value in inputs if value.invalid is not None]

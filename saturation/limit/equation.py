@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from saturation.errors import LimitError
-from saturation.limit.series import Plain, Series, Value
+from saturation.limit.series import Constant, PowerSeries, Value
 from saturation.limit.tally import Tally
 
 
@@ -69,13 +69,13 @@ def axes_of(eqn: Any) -> tuple[int, ...]:
     return tuple(map(int, eqn.params["axes"]))
 
 
-def plain(eqn: Any, value: Value) -> Plain:
+def plain(eqn: Any, value: Value) -> Constant:
     """Return an input that must not grow with the parameters.
 
     Raises:
       LimitError: it does.
     """
-    if isinstance(value, Series):
+    if isinstance(value, PowerSeries):
         raise LimitError(
             f"`{eqn.primitive.name}` takes a quantity of degree {value.degree} as an index or a "
             "condition, which has no limit."

@@ -20,7 +20,7 @@ from saturation.limit.linear import MOVES
 from saturation.limit.masks import MASK_BELOW, unmasked
 from saturation.limit.order import select
 from saturation.limit.rules import RULES
-from saturation.limit.series import Plain, Series, Value, concatenate
+from saturation.limit.series import Constant, PowerSeries, Value, concatenate
 from saturation.limit.sizes import tracked
 from saturation.limit.tally import Tally
 from saturation.limit.uniform import Forms
@@ -87,7 +87,7 @@ class SeriesInterpreter:
         if inner is not None:
             return self.run(inner, inputs)
         inputs = self._forms.cancelled(eqn, inputs)
-        if all(isinstance(value, Plain) for value in inputs):
+        if all(isinstance(value, Constant) for value in inputs):
             return self._apply_plain(eqn, [plain(eqn, value) for value in inputs])
         if name in _LOOPS:
             return _LOOPS[name](self, eqn, inputs)
@@ -100,11 +100,11 @@ class SeriesInterpreter:
         outputs = RULES[name](self, eqn, inputs)
         self._forms.note(eqn, inputs, outputs)
         if name not in MOVES and name != "convert_element_type":
-            made = (each.example.dtype for each in outputs if isinstance(each, Series))
+            made = (each.example.dtype for each in outputs if isinstance(each, PowerSeries))
             self.ties_reliable &= all(tracked(dtype) for dtype in made)
         return outputs
 
-    def _apply_plain(self, eqn: Any, inputs: Sequence[Plain]) -> list[Value]:
+    def _apply_plain(self, eqn: Any, inputs: Sequence[Constant]) -> list[Value]:
         if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
             self.meet(contracted(eqn))
         known = not any(isinstance(value.array, jax.core.Tracer) for value in inputs)
@@ -150,7 +150,7 @@ class SeriesInterpreter:
                     turns = []
         if not pieces:
             nothing = (like(eqn, i) for i in range(carried, len(eqn.outvars)))
-            return [*carry, *(Plain(jnp.zeros_like(each)) for each in nothing)]
+            return [*carry, *(Constant(jnp.zeros_like(each)) for each in nothing)]
         ordered = pieces[:: -1 if backwards else 1]
         return [*carry, *(concatenate(parts, self.terms) for parts in zip(*ordered, strict=True))]
 
@@ -203,8 +203,8 @@ class SeriesInterpreter:
         try:
             while True:
                 [goes_on] = self.run(p["cond_jaxpr"], [*asked, *carry])
-                known = isinstance(goes_on, Plain) and goes_on.invalid is None
-                array = goes_on.array if isinstance(goes_on, Plain) else None
+                known = isinstance(goes_on, Constant) and goes_on.invalid is None
+                array = goes_on.array if isinstance(goes_on, Constant) else None
                 if not known or isinstance(array, jax.core.Tracer):
                     raise LimitError(
                         "A `while` loop over quantities that depend on the parameters must take a "

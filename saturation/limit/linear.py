@@ -15,16 +15,16 @@ from saturation.limit.equation import Interpreter, Rule, bind, like, plain
 from saturation.limit.expansions import written_as
 from saturation.limit.series import (
     Coefficient,
-    Plain,
+    Constant,
     Sizes,
     Value,
     align,
     as_series,
     either,
+    indistinct_from_zero,
     make,
-    settled,
+    mark_infinities_invalid,
     sizes_of,
-    untold,
 )
 from saturation.limit.sizes import Size, tracked
 
@@ -66,13 +66,21 @@ def linear(*operands: int) -> Rule:
             return None if result is None else result != 0
 
         coefficients = [apply(parts) for parts in zip(*aligned, strict=True)]
-        masks = [where([m.invalid for m in moving]), *(_misled(eqn, v) for v in fixed.values())]
+        masks = [
+            where([m.invalid for m in moving]),
+            *(_depends_on_invalid_index(eqn, v) for v in fixed.values()),
+        ]
         present = [mask for mask in masks if mask is not None]
         invalid = either(*present) if present else None
         noise = None
         if any(m.noise is not None for m in moving):
             pairs = zip(moving, aligned, strict=True)
-            told = where([None if u is None else ~u for u in (untold(m, p[0]) for m, p in pairs)])
+            told = where(
+                [
+                    None if u is None else ~u
+                    for u in (indistinct_from_zero(m, p[0]) for m, p in pairs)
+                ]
+            )
             noise = None if told is None else ~told
         infinite = any(m.infinite for m in moving)
         if eqn.primitive.name in _SUMS:
@@ -91,7 +99,7 @@ def linear(*operands: int) -> Rule:
                 for i, c in enumerate(coefficients)
             )
         result = make(degree, coefficients, like(eqn), invalid, infinite, noise, sizes)
-        return [settled(result) if eqn.primitive.name in _SUMS else result]
+        return [mark_infinities_invalid(result) if eqn.primitive.name in _SUMS else result]
 
     return rule
 
@@ -118,7 +126,7 @@ def gathering(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> li
     return written_as(filled)(interpreter, eqn, inputs)
 
 
-def _misled(eqn: Any, index: Plain) -> jax.Array | None:
+def _depends_on_invalid_index(eqn: Any, index: Constant) -> jax.Array | None:
     """Where an output depends on an index that has no limit, and so may be any element."""
     if index.invalid is None:
         return None
@@ -167,7 +175,7 @@ def conversion(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> l
     x = as_series(inputs[0], interpreter.terms)
     target = like(eqn).dtype
     if target == jnp.bool_:
-        return [Plain(x.nonzero(), x.invalid)]
+        return [Constant(x.nonzero(), x.invalid)]
     if not jnp.issubdtype(target, jnp.floating):
         raise LimitError(
             f"A quantity of degree {x.degree} is converted to {target}, but `saturate` carries "

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saturation.errors import LimitError
-from saturation.limit.series import Coefficient, Plain, Series, Value, drop
+from saturation.limit.series import Coefficient, Constant, PowerSeries, Value, drop
 
 MASK_BELOW = -1e29
 DOUBTED = 5000.0  # the least number that may be a mask
@@ -34,14 +34,14 @@ def unmasked(values: Sequence[Value], mask_below: float | None, doubts: bool = T
     Raises:
       LimitError: a number that is known may be a mask, and was not declared.
     """
-    degree = max(value.degree if isinstance(value, Series) else 0 for value in values)
+    degree = max(value.degree if isinstance(value, PowerSeries) else 0 for value in values)
     if degree <= 0 or mask_below is None:
         return list(values)
     return [_unmasked(value, degree, abs(mask_below), doubts) for value in values]
 
 
 def _unmasked(value: Value, degree: int, bound: float, doubts: bool) -> Value:
-    if isinstance(value, Series):
+    if isinstance(value, PowerSeries):
         leading = value.coefficients[0]
         if value.degree != 0 or leading is None:
             return value
@@ -65,7 +65,7 @@ def _with(invalid: Coefficient, doubted: jax.Array) -> jax.Array:
     return doubted if invalid is None else doubted | invalid
 
 
-def _seen(value: Plain) -> tuple[bool, tuple[float, ...]]:
+def _seen(value: Constant) -> tuple[bool, tuple[float, ...]]:
     """Whether all is known of a constant, and the large numbers that it may hold."""
     if isinstance(value.array, jax.core.Tracer):
         return value.seen, value.large

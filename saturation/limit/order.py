@@ -16,18 +16,18 @@ import numpy as np
 from saturation.limit.equation import Interpreter, Rule, axes_of, like, plain
 from saturation.limit.series import (
     Coefficient,
+    Constant,
     Like,
-    Plain,
-    Series,
+    PowerSeries,
     Sizes,
     Value,
     align,
     as_series,
     either,
+    indistinct_from_zero,
     join_invalid,
     make,
     sizes_of,
-    untold,
 )
 from saturation.limit.sizes import Size, known, larger, thresholds, tracked
 
@@ -38,7 +38,7 @@ class Compared(NamedTuple):
     Attributes:
       less: x < y.
       equal: the same in every kept term.
-      undecided: the first terms that are not the same are no clear difference (`saturation.ties`);
+      undecided: the first terms that are not the same are no clear difference (`limit.ties`);
         None for nowhere.
     """
 
@@ -93,9 +93,11 @@ def judge(
     return tied, ~tied & (difference < limits.apart * size)
 
 
-def select(interpreter: Interpreter, which: Plain, cases: Sequence[Value], shaped: Like) -> Value:
+def select(
+    interpreter: Interpreter, which: Constant, cases: Sequence[Value], shaped: Like
+) -> Value:
     """Return, element by element, the case that `which` (bool or integer) names."""
-    constants = [case for case in cases if isinstance(case, Plain)]
+    constants = [case for case in cases if isinstance(case, Constant)]
     if len(constants) == len(cases):
         return select_constant(which, constants, shaped)
     cases = interpreter.unmasked(*cases)
@@ -111,7 +113,9 @@ def select(interpreter: Interpreter, which: Plain, cases: Sequence[Value], shape
     noise = None
     if any(one.noise is not None for one in all_series):
         leading = [parts[0] for parts in aligned]
-        noise = pick([untold(s, c) for s, c in zip(all_series, leading, strict=True)], ~none)
+        noise = pick(
+            [indistinct_from_zero(s, c) for s, c in zip(all_series, leading, strict=True)], ~none
+        )
 
     def picked(sizes: Sequence[Coefficient], index: int) -> jax.Array:
         found = pick(sizes, zero)
@@ -123,16 +127,16 @@ def select(interpreter: Interpreter, which: Plain, cases: Sequence[Value], shape
     return make(degree, coefficients, shaped, invalid, infinite, noise, sizes)
 
 
-def select_constant(which: Plain, cases: Sequence[Plain], shaped: Like) -> Plain:
+def select_constant(which: Constant, cases: Sequence[Constant], shaped: Like) -> Constant:
     """Return the same of constants, integers and truth values among them, which they stay."""
     arrays = _picker(which, shaped)([case.array for case in cases], jnp.zeros_like(shaped))
     assert arrays is not None
     large = tuple(dict.fromkeys(number for case in cases for number in case.large))
     infinite, seen = any(case.infinite for case in cases), all(case.seen for case in cases)
-    return Plain(arrays, _unselected(which, cases, shaped), infinite, large, seen)
+    return Constant(arrays, _unselected(which, cases, shaped), infinite, large, seen)
 
 
-def _picker(which: Plain, shaped: Like) -> Callable[..., Coefficient]:
+def _picker(which: Constant, shaped: Like) -> Callable[..., Coefficient]:
     index = jnp.broadcast_to(which.array, shaped.shape)
 
     def pick(options: Sequence[Coefficient], absent: jax.Array) -> Coefficient:
@@ -144,7 +148,7 @@ def _picker(which: Plain, shaped: Like) -> Callable[..., Coefficient]:
     return pick
 
 
-def _unselected(which: Plain, cases: Sequence[Value], shaped: Like) -> Coefficient:
+def _unselected(which: Constant, cases: Sequence[Value], shaped: Like) -> Coefficient:
     """Where what is chosen has no limit, or which one it is has none."""
     none = jnp.zeros(shaped.shape, bool)
     invalid = _picker(which, shaped)([case.invalid for case in cases], none)
@@ -171,7 +175,7 @@ class Extreme(NamedTuple):
 
 
 def extreme_of(
-    interpreter: Interpreter, x: Series, axes: tuple[int, ...], largest: bool
+    interpreter: Interpreter, x: PowerSeries, axes: tuple[int, ...], largest: bool
 ) -> Extreme:
     """Return the lexicographic maximum (minimum) of x over axes."""
     outermost = -np.inf if largest else np.inf
@@ -225,7 +229,7 @@ def comparison(name: str) -> Rule:
             "eq": found.equal,
             "ne": ~found.equal,
         }[name]
-        return [Plain(holds, with_undecided(join_invalid(x, y), found.undecided))]
+        return [Constant(holds, with_undecided(join_invalid(x, y), found.undecided))]
 
     return rule
 
@@ -257,18 +261,18 @@ def signum(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[
     x = as_series(inputs[0], interpreter.terms)
     found = compare(interpreter, x, _zero(x))
     sign = jnp.where(found.equal, 0, jnp.where(found.less, -1, 1)).astype(like(eqn).dtype)
-    return [Plain(sign, with_undecided(x.invalid, found.undecided))]
+    return [Constant(sign, with_undecided(x.invalid, found.undecided))]
 
 
-def _zero(x: Series) -> Plain:
-    return Plain(jnp.zeros((), x.example.dtype))
+def _zero(x: PowerSeries) -> Constant:
+    return Constant(jnp.zeros((), x.example.dtype))
 
 
 def finite(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """Whether no kept coefficient is NaN or ±∞."""
     x = as_series(inputs[0], interpreter.terms)
     present = [~jnp.isfinite(c) for c in x.coefficients if c is not None]
-    return [Plain(~either(*present), x.invalid)]
+    return [Constant(~either(*present), x.invalid)]
 
 
 def selection(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
@@ -306,7 +310,7 @@ def position(largest: bool) -> Rule:
             interpreter.tally = interpreter.tally.with_undecided(doubted)
         place = jnp.argmax(found.attained, axis=axes[0]).astype(like(eqn).dtype)
         invalid = None if x.invalid is None else jnp.any(x.invalid, axis=axes)
-        return [Plain(place, with_undecided(invalid, doubted))]
+        return [Constant(place, with_undecided(invalid, doubted))]
 
     return rule
 
@@ -320,7 +324,7 @@ def sorting(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list
     unordered = [one.invalid for one in inputs[:keys] if one.invalid is not None]
     columns: list[jax.Array] = []  # of the keys, and then of all that moves along
     for value in inputs[:keys]:
-        if isinstance(value, Plain):
+        if isinstance(value, Constant):
             columns.append(value.array)
         else:
             ranks, doubted = _ranks(interpreter, value, dimension)
@@ -329,11 +333,13 @@ def sorting(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list
     number_of_keys = len(columns)
     places: list[range] = []
     for value in inputs:
-        arrays = [value.array] if isinstance(value, Plain) else _dense(value)
+        arrays = [value.array] if isinstance(value, Constant) else _dense(value)
         places.append(range(len(columns), len(columns) + len(arrays)))
         columns += arrays
     marks = {("invalid", i): one.invalid for i, one in enumerate(inputs)}
-    marks |= {("noise", i): one.noise for i, one in enumerate(inputs) if isinstance(one, Series)}
+    marks |= {
+        ("noise", i): one.noise for i, one in enumerate(inputs) if isinstance(one, PowerSeries)
+    }
     marks = {name: mask for name, mask in marks.items() if mask is not None}
     moved = jax.lax.sort(
         (*columns, *(mask.astype(jnp.int32) for mask in marks.values())),
@@ -348,14 +354,14 @@ def sorting(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list
         own = masks.get(("invalid", i))
         if row is None:
             return own
-        everywhere = jnp.broadcast_to(row, inputs[i].shape)
-        return everywhere if own is None else everywhere | own
+        on_every_process = jnp.broadcast_to(row, inputs[i].shape)
+        return on_every_process if own is None else on_every_process | own
 
     results: list[Value] = []
     for i, value in enumerate(inputs):
         parts = [moved[place] for place in places[i]]
-        if isinstance(value, Plain):
-            results.append(Plain(parts[0], invalid(i)))
+        if isinstance(value, Constant):
+            results.append(Constant(parts[0], invalid(i)))
         else:
             marked = invalid(i), value.infinite, masks.get(("noise", i))
             sizes = _largest_sizes(value, dimension)
@@ -363,7 +369,7 @@ def sorting(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list
     return results
 
 
-def _largest_sizes(x: Series, dimension: int) -> Sizes | None:
+def _largest_sizes(x: PowerSeries, dimension: int) -> Sizes | None:
     """Sizes that hold of x in any order along this axis: the largest."""
 
     def of(index: int) -> Size:
@@ -380,7 +386,7 @@ def _largest_sizes(x: Series, dimension: int) -> Sizes | None:
 
 
 def _ranks(
-    interpreter: Interpreter, x: Series, dimension: int
+    interpreter: Interpreter, x: PowerSeries, dimension: int
 ) -> tuple[list[jax.Array], Coefficient]:
     """Columns that order x, equal where it is tied; and where a neighbour is undecided."""
     if not tracked(x.example.dtype):
@@ -411,5 +417,5 @@ def _ranks(
     return [group], doubted
 
 
-def _dense(x: Series) -> list[jax.Array]:
+def _dense(x: PowerSeries) -> list[jax.Array]:
     return [jnp.zeros_like(x.example) if c is None else c for c in x.coefficients]

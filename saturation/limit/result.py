@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from saturation.limit.equation import Interpreter
-from saturation.limit.series import Plain, Series, Value
+from saturation.limit.series import Constant, PowerSeries, Value
 from saturation.limit.sizes import thresholds
 
 
@@ -55,7 +55,7 @@ class Limit:
 
 def limit_of(interpreter: Interpreter, output: Value, reliable: bool) -> Limit:
     """Return what is to be said of an output."""
-    if isinstance(output, Plain):
+    if isinstance(output, Constant):
         valid = jnp.ones(output.shape, bool) if output.invalid is None else ~output.invalid
         order = jnp.zeros(output.shape, jnp.int32)
         return Limit(0, output.array, valid, order, output.array, reliable)
@@ -67,7 +67,7 @@ def limit_of(interpreter: Interpreter, output: Value, reliable: bool) -> Limit:
     return Limit(output.degree, value, valid, *_first(interpreter, output), reliable)
 
 
-def _first(interpreter: Interpreter, x: Series) -> tuple[jax.Array, jax.Array]:
+def _first(interpreter: Interpreter, x: PowerSeries) -> tuple[jax.Array, jax.Array]:
     """The order and the coefficient of each element's first kept term that does not vanish."""
     order = jnp.full(x.shape, x.degree - x.terms, jnp.int32)
     found = jnp.zeros_like(x.example)

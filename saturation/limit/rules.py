@@ -1,6 +1,7 @@
 """What `saturate` does at each primitive that meets a series; one rule a primitive, by its name.
 
-A rule takes the interpreter, the equation and its inputs, of which at least one is a `Series`, and
+A rule takes the interpreter, the equation and its inputs, of which at least one is a
+`PowerSeries`, and
 returns the outputs. A primitive without a rule here is an error that names it. The rules of what is
 linear, of order, and of what is written in other primitives have files of their own.
 """
@@ -19,13 +20,13 @@ import numpy as np
 
 from saturation.errors import LimitError
 from saturation.limit import bounds, expansions, order
-from saturation.limit.arithmetic import add, bilinear, raised
+from saturation.limit.arithmetic import add, bilinear, power_of_series
 from saturation.limit.equation import Interpreter, Rule, bind, contracted, like
 from saturation.limit.expansions import written_as
 from saturation.limit.linear import conversion, gathering, identity, linear, split
 from saturation.limit.series import (
-    Plain,
-    Series,
+    Constant,
+    PowerSeries,
     Value,
     as_series,
     either,
@@ -71,9 +72,9 @@ def contraction(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> 
     found = bilinear(
         x, y, partial(bind, eqn), like(eqn), interpreter.terms, contracts=True, by_norms=norms
     )
-    if eqn.primitive.name != "dot_general" or not isinstance(found, Series):
+    if eqn.primitive.name != "dot_general" or not isinstance(found, PowerSeries):
         return [found]
-    if found.degree < sum(value.degree for value in (x, y) if isinstance(value, Series)):
+    if found.degree < sum(value.degree for value in (x, y) if isinstance(value, PowerSeries)):
         return [found]
     return [replace(found, noise=_of_noise(eqn, x, y))]
 
@@ -83,7 +84,7 @@ def _of_noise(eqn: Any, x: Value, y: Value) -> jax.Array | None:
     (sums, batches), rank = eqn.params["dimension_numbers"], len(like(eqn).shape)
     masks = []
     for value, summed, batch, last in zip((x, y), sums, batches, (False, True), strict=True):
-        if isinstance(value, Series) and value.noise is not None:
+        if isinstance(value, PowerSeries) and value.noise is not None:
             free = [a for a in range(len(value.shape)) if a not in (*summed, *batch)]
             nothing = jnp.transpose(value.noise, (*batch, *free, *summed))
             nothing = jnp.all(nothing, axis=tuple(range(len(batch) + len(free), nothing.ndim)))
@@ -96,8 +97,8 @@ def _of_noise(eqn: Any, x: Value, y: Value) -> jax.Array | None:
 def division(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """x/y; by a constant on each coefficient, else times the series of 1/y."""
     x, y = inputs
-    if isinstance(y, Series):
-        inverse = raised(interpreter, y, -1.0, y.example)
+    if isinstance(y, PowerSeries):
+        inverse = power_of_series(interpreter, y, -1.0, y.example)
         quotient = as_series(_times(interpreter, eqn, x, inverse), interpreter.terms)
         # Spoilt also where x is exactly 0, which spares a product: here it makes 0/0.
         return [replace(quotient, invalid=join_invalid(quotient, inverse))]
@@ -128,9 +129,11 @@ def power(exponent: float | None = None) -> Rule:
 
 def _power(interpreter: Interpreter, eqn: Any, x: Value, exponent: float) -> Value:
     if not float(exponent).is_integer() or exponent < 0:
-        return raised(interpreter, as_series(x, interpreter.terms), float(exponent), like(eqn))
+        return power_of_series(
+            interpreter, as_series(x, interpreter.terms), float(exponent), like(eqn)
+        )
     if not exponent:
-        return Plain(jnp.ones(like(eqn).shape, like(eqn).dtype))
+        return Constant(jnp.ones(like(eqn).shape, like(eqn).dtype))
     result = x
     for _ in range(int(exponent) - 1):  # needs no division, so a vanishing x spoils nothing
         result = _times(interpreter, eqn, result, x)
@@ -140,7 +143,7 @@ def _power(interpreter: Interpreter, eqn: Any, x: Value, exponent: float) -> Val
 def general_power(interpreter: Interpreter, eqn: Any, inputs: Sequence[Value]) -> list[Value]:
     """x^y for a known number y."""
     x, y = inputs
-    if isinstance(y, Series) or isinstance(y.array, jax.core.Tracer):
+    if isinstance(y, PowerSeries) or isinstance(y.array, jax.core.Tracer):
         raise LimitError(
             "`pow` with an exponent that is not a known number cannot be carried; write the "
             "exponent as a Python number."

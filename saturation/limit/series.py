@@ -1,8 +1,9 @@
 """Truncated series in 1/c: the numbers that `saturation.limit` computes with.
 
-A `Series` stands for Σ_k coefficients[k]·c^(degree − k) as c → ∞, k = 0 … terms − 1. Its degree is
+A `PowerSeries` stands for Σ_k coefficients[k]·c^(degree − k) as c → ∞, k = 0 … terms − 1. Its
+degree is
 static, one for the whole array; an exactly absent term is None and costs nothing. Everything that
-does not depend on c is a `Plain` array. What has no limit is marked, element by element, and not
+does not depend on c is a `Constant` array. What has no limit is marked, element by element, and not
 left to NaN, which comparisons swallow.
 """
 
@@ -29,7 +30,7 @@ Like = jax.Array | jax.ShapeDtypeStruct  # what gives an output's shape and dtyp
     meta_fields=["infinite", "large", "seen", "truth"],
 )
 @dataclass(frozen=True)
-class Plain:
+class Constant:
     """An array of degree 0 that does not depend on c.
 
     Attributes:
@@ -57,7 +58,7 @@ class Plain:
 
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True)
-class Series:
+class PowerSeries:
     """Σ_k coefficients[k]·c^(degree − k); those that are present have one shape and dtype.
 
     Attributes:
@@ -88,7 +89,7 @@ class Series:
         return arrays, (self.degree, self.infinite)
 
     @classmethod
-    def tree_unflatten(cls, static: tuple[Any, ...], arrays: tuple[Any, ...]) -> Series:
+    def tree_unflatten(cls, static: tuple[Any, ...], arrays: tuple[Any, ...]) -> PowerSeries:
         """Return the series of these arrays."""
         (degree, infinite), (coefficients, invalid, noise, bound, sizes) = static, arrays
         made = sizes and tuple(None if size is None else known(size) for size in sizes)
@@ -165,7 +166,7 @@ class Bound:
     rest: Value | None = None
 
 
-Value = Plain | Series
+Value = Constant | PowerSeries
 
 
 def make(
@@ -177,14 +178,14 @@ def make(
     noise: jax.Array | None = None,
     sizes: Sizes | None = None,
 ) -> Value:
-    """Return a series without leading absent terms; a `Plain` 0, shaped like `like`, if all are.
+    """Return a series without leading absent terms; a `Constant` 0, shaped like `like`, if all are.
 
     Where `infinite`, what came out as NaN (∞ − ∞, 0·∞) has no limit and is marked.
     """
     terms = len(coefficients)
     present = [k for k, coefficient in enumerate(coefficients) if coefficient is not None]
     if not present and invalid is None:
-        return Plain(jnp.zeros_like(like))
+        return Constant(jnp.zeros_like(like))
     first = present[0] if present else 0
     kept = [*coefficients[first:], *[None] * first]
     leading = kept[0]
@@ -197,23 +198,23 @@ def make(
     if sizes is not None:
         sizes = (*sizes[first:], *[None] * first)[:terms]
     noise = None if first else noise
-    return Series(degree - first, tuple(kept[:terms]), invalid, infinite, noise, None, sizes)
+    return PowerSeries(degree - first, tuple(kept[:terms]), invalid, infinite, noise, None, sizes)
 
 
-def as_series(value: Value, terms: int) -> Series:
+def as_series(value: Value, terms: int) -> PowerSeries:
     """Return a value as a series; a constant has degree 0 and one term."""
-    if isinstance(value, Series):
+    if isinstance(value, PowerSeries):
         return value
-    return Series(0, (value.array, *[None] * (terms - 1)), value.invalid, value.infinite)
+    return PowerSeries(0, (value.array, *[None] * (terms - 1)), value.invalid, value.infinite)
 
 
-def align(values: Sequence[Series]) -> tuple[int, list[list[Coefficient]]]:
+def align(values: Sequence[PowerSeries]) -> tuple[int, list[list[Coefficient]]]:
     """Return the highest degree, and the coefficients of every series from it downwards."""
     degree = max(value.degree for value in values)
     return degree, [_from(value, degree) for value in values]
 
 
-def _from(x: Series, degree: int) -> list[Coefficient]:
+def _from(x: PowerSeries, degree: int) -> list[Coefficient]:
     """The coefficients of x from c^degree downwards; ±∞ moves to the front, above every degree."""
     gap = degree - x.degree
     moved = ([None] * gap + [*x.coefficients])[: x.terms]
@@ -226,7 +227,7 @@ def _from(x: Series, degree: int) -> list[Coefficient]:
 
 
 def sizes_of(
-    values: Sequence[Series], degree: int, present: Sequence[Coefficient], combine: Any
+    values: Sequence[PowerSeries], degree: int, present: Sequence[Coefficient], combine: Any
 ) -> Sizes | None:
     """Return the sizes of what `combine` makes of the aligned values' sizes.
 
@@ -241,7 +242,7 @@ def sizes_of(
 
         return Size(make_size)
 
-    def exact(value: Series, index: int) -> bool:
+    def exact(value: PowerSeries, index: int) -> bool:
         place = index - degree + value.degree
         within = 0 <= place < value.terms and value.coefficients[place] is not None
         return not within or (value.sizes is not None and value.sizes[place] is None)
@@ -252,24 +253,24 @@ def sizes_of(
     )
 
 
-def untold(x: Series, leading: Coefficient) -> Coefficient:
+def indistinct_from_zero(x: PowerSeries, leading: Coefficient) -> Coefficient:
     """Return where x is not told from 0 at the degree that its `leading` coefficient was aligned
     to; None for everywhere.
     """
-    return None if leading is None else vanishes(x, leading)
+    return None if leading is None else leading_is_zero(x, leading)
 
 
-def vanishes(x: Series, leading: jax.Array) -> jax.Array:
+def leading_is_zero(x: PowerSeries, leading: jax.Array) -> jax.Array:
     """Return the same of a coefficient that is there."""
     if x.noise is None or leading is not x.coefficients[0]:
         return leading == 0
     return (leading == 0) | x.noise
 
 
-def settled(value: Value) -> Value:
+def mark_infinities_invalid(value: Value) -> Value:
     """Return a value whose ±∞ are marked as having no limit: what a sum makes of one is no mask."""
-    leading = value.coefficients[0] if isinstance(value, Series) and value.infinite else None
-    if leading is None or not isinstance(value, Series):
+    leading = value.coefficients[0] if isinstance(value, PowerSeries) and value.infinite else None
+    if leading is None or not isinstance(value, PowerSeries):
         return value
     finite = jnp.isfinite(leading)
     kept = drop(~finite, value.coefficients)
@@ -297,9 +298,9 @@ def concatenate(values: Sequence[Value], terms: int) -> Value:
         return jnp.concatenate([jnp.zeros(v.shape, dtype) if o is None else o for o, v in filled])
 
     invalid = join([value.invalid for value in values], bool)
-    arrays = [value.array for value in values if isinstance(value, Plain)]
+    arrays = [value.array for value in values if isinstance(value, Constant)]
     if len(arrays) == len(values):
-        return Plain(jnp.concatenate(arrays), invalid)
+        return Constant(jnp.concatenate(arrays), invalid)
     parts = [as_series(value, terms) for value in values]
     degree, aligned = align(parts)
     dtype = parts[0].example.dtype
@@ -308,7 +309,9 @@ def concatenate(values: Sequence[Value], terms: int) -> Value:
     infinite = any(part.infinite for part in parts)
     noise = None
     if any(part.noise is not None for part in parts):
-        untold_parts = (untold(part, a[0]) for part, a in zip(parts, aligned, strict=True))
+        untold_parts = (
+            indistinct_from_zero(part, a[0]) for part, a in zip(parts, aligned, strict=True)
+        )
         pairs = zip(untold_parts, parts, strict=True)
         noise = jnp.concatenate([jnp.ones(v.shape, bool) if u is None else u for u, v in pairs])
 

@@ -2,7 +2,7 @@
 
 A size is made only when something looks at it: an order, a sign, a division. The `sharp` one is the
 sum itself; the other bounds it by the norms of rows and columns (Cauchy and Schwarz), which costs
-no product of matrices. Sizes are followed in float64 alone (`saturation.ties`): in narrower dtypes
+no product of matrices. Sizes are followed in float64 alone (`limit.ties`): in narrower dtypes
 equal numbers and near ones overlap, and they are compared to the bit.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from saturation.ties import Thresholds, tie_thresholds, ties_reliable
+from saturation.limit.ties import Thresholds, tie_thresholds, ties_reliable
 
 
 class Size:

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from saturation.errors import LimitError
 from saturation.limit.equation import Interpreter
 from saturation.limit.order import compare, with_undecided
-from saturation.limit.series import Coefficient, Like, Plain, Series, Value, make
+from saturation.limit.series import Coefficient, Constant, Like, PowerSeries, Value, make
 
 Function = Callable[[jax.Array], jax.Array]
 
 
 def analytic(
     interpreter: Interpreter,
-    x: Series,
+    x: PowerSeries,
     function: Function,
     at_infinity: tuple[float, float] | None,
     like: Like,
@@ -62,7 +62,7 @@ def analytic(
 
 
 def _about_base(
-    x: Series, function: Function, like: Like, has_ends: bool
+    x: PowerSeries, function: Function, like: Like, has_ends: bool
 ) -> tuple[list[Coefficient], jax.Array | None]:
     """The Taylor coefficients about the c^0 term, and where one of them is not finite."""
     base = x.power(0)
@@ -86,7 +86,7 @@ def _about_base(
 
 def _toward_ends(
     interpreter: Interpreter,
-    x: Series,
+    x: PowerSeries,
     about: list[Coefficient],
     at_infinity: tuple[float, float],
     like: Like,
@@ -99,8 +99,8 @@ def _toward_ends(
     steep = any(math.isinf(end) for end in at_infinity)
     growing = [x.power(exponent) for exponent in range(x.degree, 0, -1)]
     kept = tuple([*growing, *[None] * x.terms][: x.terms])
-    grown = Series(x.degree, kept, None, x.infinite, sizes=x.sizes)
-    nothing = Plain(jnp.zeros((), like.dtype))
+    grown = PowerSeries(x.degree, kept, None, x.infinite, sizes=x.sizes)
+    nothing = Constant(jnp.zeros((), like.dtype))
     compared = compare(interpreter, grown, nothing, sharp=steep)
     bounded = compared.equal
     below, above = (jnp.full(like.shape, end, like.dtype) for end in at_infinity)

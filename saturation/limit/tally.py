@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 class TieReport(NamedTuple):
-    """The ties of one limit; numbers are in units of B = Σ|a||b| (`saturation.ties`).
+    """The ties of one limit; numbers are in units of B = Σ|a||b| (`saturation.limit.ties`).
 
     Attributes:
       ties: int32, elements beyond the first that attain a maximum in every kept term.

@@ -22,7 +22,7 @@ import numpy as np
 
 from saturation.limit.constants import ELEMENTWISE
 from saturation.limit.equation import axes_of, like
-from saturation.limit.series import Plain, Series, Value, as_series, make
+from saturation.limit.series import Constant, PowerSeries, Value, as_series, make
 
 Factor = tuple[int, tuple[int, ...]]  # an atom, and the axes of the array that its own lie along
 Form = dict[tuple[Factor, ...], Fraction]  # a polynomial: factors of each monomial, in order
@@ -48,7 +48,7 @@ class Forms:
         self._atoms: dict[Any, int] = {}
         self._dtypes: dict[int, Any] = {}
 
-    def met(self, value: Plain) -> Plain:
+    def met(self, value: Constant) -> Constant:
         """Return a constant of the function; that it is one number throughout is noted."""
         array, known = value.array, not isinstance(value.array, jax.core.Tracer)
         if known and array.size > 1 and jnp.issubdtype(array.dtype, jnp.floating):
@@ -61,7 +61,7 @@ class Forms:
     def cancelled(self, eqn: Any, inputs: Sequence[Value]) -> Sequence[Value]:
         """Return the summands of an equation that is a sum, without the terms that cancel in it."""
         sign = _SIGNS.get(eqn.primitive.name)
-        if sign is None or not any(isinstance(value, Series) for value in inputs):
+        if sign is None or not any(isinstance(value, PowerSeries) for value in inputs):
             return inputs
         if not self._concerns(eqn, inputs):
             return inputs
@@ -101,7 +101,9 @@ class Forms:
             return False
         size = math.prod(like(eqn).shape)
         for value in inputs:
-            wide = isinstance(value, Series) or (name == "broadcast_in_dim" and _is_number(value))
+            wide = isinstance(value, PowerSeries) or (
+                name == "broadcast_in_dim" and _is_number(value)
+            )
             if wide and math.prod(value.shape) < size:
                 return True
             found = (self._known.get(id(array)) for _, array in _arrays(value))
@@ -137,7 +139,7 @@ class Forms:
 
     def _without(self, value: Value, gone: set[int]) -> Value:
         """A value without these powers; what was ±∞ or NaN there is so in what then leads."""
-        x = as_series(value, value.terms if isinstance(value, Series) else 1)
+        x = as_series(value, value.terms if isinstance(value, PowerSeries) else 1)
         before = {power: self._known.get(id(array)) for power, array in _arrays(value)}
         powers = [x.degree - index for index in range(x.terms)]
         kept = [None if p in gone else c for p, c in zip(powers, x.coefficients, strict=True)]
@@ -147,7 +149,7 @@ class Forms:
         for lost in x.coefficients[:first]:
             leading = leading if lost is None else jnp.where(jnp.isfinite(lost), leading, lost)
         if first == x.terms:
-            return Plain(leading, x.invalid, infinite=True)
+            return Constant(leading, x.invalid, infinite=True)
         kept[first] = leading
         result = make(x.degree, kept, x.example, x.invalid, x.infinite, x.noise, x.sizes)
         for power, array in _arrays(result):
@@ -270,7 +272,7 @@ _LINEAR: dict[str, Callable[[Any], tuple[dict[int, int], set[int]]]] = {
 
 def _is_number(value: Value) -> bool:
     """Whether a value is a finite number that is known."""
-    if not isinstance(value, Plain) or isinstance(value.array, jax.core.Tracer):
+    if not isinstance(value, Constant) or isinstance(value.array, jax.core.Tracer):
         return False
     return value.array.size == 1 and bool(np.isfinite(np.asarray(value.array)).all())
 
@@ -289,7 +291,7 @@ def _long(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _arrays(value: Value) -> list[tuple[int, jax.Array]]:
-    if isinstance(value, Plain):
+    if isinstance(value, Constant):
         return [(0, value.array)]
     pairs = enumerate(value.coefficients)
     return [(value.degree - k, array) for k, array in pairs if array is not None]

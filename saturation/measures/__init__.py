@@ -1,25 +1,35 @@
-"""The measures: one file each, and the table of all of them.
+"""The measures: a room each, and the table of all of them.
 
-Only `reduce` needs JAX: reports and fits read a measure's `metrics` on machines that compute
-nothing, and the terms of a measure of weights are written with arithmetic operators alone, which
-NumPy and traced JAX arrays share.
+A room `saturation/measures/NAME/` has `measure.py` (what is computed), `pictures.py` (what is
+drawn) and `words.py` (what is said); its `__init__` gives the measure as `MEASURE`. Measures need
+no JAX to be imported: reports and fits read a measure's `metrics` on machines that compute nothing,
+and the terms of a measure of weights are written with arithmetic operators alone, which NumPy and
+traced JAX arrays share. Pictures and words are imported where they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from saturation.errors import MeasureError
 from saturation.measures.base import ActivationMeasure, Measure
-from saturation.measures.direction import DIRECTION
-from saturation.measures.heads import HEADS
-from saturation.measures.homogeneity import HOMOGENEITY
-from saturation.measures.norms import NORMS
-from saturation.measures.saturation import SATURATION
-from saturation.measures.scan import SCAN
-from saturation.measures.smoothing import SMOOTHING
-from saturation.measures.spectrum import SPECTRUM
+from saturation.measures.direction import MEASURE as DIRECTION
+from saturation.measures.heads import MEASURE as HEADS
+from saturation.measures.homogeneity import MEASURE as HOMOGENEITY
+from saturation.measures.norms import MEASURE as NORMS
+from saturation.measures.saturation import MEASURE as SATURATION
+from saturation.measures.scan import MEASURE as SCAN
+from saturation.measures.smoothing import MEASURE as SMOOTHING
+from saturation.measures.spectrum import MEASURE as SPECTRUM
 
+if TYPE_CHECKING:
+    from saturation.measures.words import Words
+    from saturation.plots.panels import Axis, Line, Picture
+    from saturation.plots.series import RunTable
+
+# In the order in which they are read.
 MEASURES: dict[str, Measure] = {
     measure.name: measure
     for measure in (NORMS, DIRECTION, SPECTRUM, SATURATION, HEADS, HOMOGENEITY, SCAN, SMOOTHING)
@@ -48,3 +58,33 @@ def needs_tokens(names: Sequence[str]) -> bool:
 def needs_corpus(names: Sequence[str]) -> bool:
     """Return whether one of these measures tells common from distinct tokens."""
     return any(getattr(measure, "needs_corpus", False) for measure in find_measures(names))
+
+
+def words_of(name: str) -> Words:
+    """Return what a measure says of itself."""
+    return _room(name, "words").WORDS
+
+
+def pictures_of(name: str, run: RunTable) -> Iterator[Picture]:
+    """Yield what a measure shows of a run; nothing where the run lacks it."""
+    return _room(name, "pictures").pictures(run)
+
+
+def pictures_together(name: str, runs: Sequence[RunTable]) -> Iterator[Picture]:
+    """Yield what a measure shows of several runs over each other, as few do."""
+    together: Callable[..., Iterator[Picture]] | None = getattr(
+        _room(name, "pictures"), "together", None
+    )
+    return iter(()) if together is None else together(runs)
+
+
+def compared_by(name: str, run: RunTable) -> Iterator[tuple[str, Line, Axis, str]]:
+    """Yield (title, line, axis, what it is) of each number by which a measure compares runs."""
+    compared: Callable[..., Iterator[Any]] | None = getattr(
+        _room(name, "pictures"), "compared", None
+    )
+    return iter(()) if compared is None else compared(run)
+
+
+def _room(name: str, part: str) -> Any:
+    return import_module(f"saturation.measures.{name}.{part}")

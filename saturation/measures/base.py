@@ -106,11 +106,12 @@ class ActivationMeasure:
       definition: one line, the formula.
       source: the paper, or "ours".
       statistics: {statistic: how two parts of it combine}, the same for every scope it reports.
-      observe: Forwards -> {scope: {statistic: scalar array}}, traced once for a batch of sequences
-        and jitted with every other measure asked for, so that they share their forward passes. A
-        scope is a layer (`encoder/layers_3`) or a head (`encoder/layers_3/attention/head_5`). Each
-        star in one (`encoder/layers_*/attention/head_*`) stands for an axis of its arrays, counted
-        from 0: a T5-base has 7,000 numbers of heads, and taking them apart is no work for XLA.
+      observe: ModelOutputs -> {scope: {statistic: scalar array}}, traced once for a batch of
+        sequences and jitted with every other measure asked for, so that they share their forward
+        passes. A scope is a layer (`encoder/layers_3`) or a head
+        (`encoder/layers_3/attention/head_5`). Each star (`encoder/layers_*/attention/head_*`)
+        stands for an axis of its arrays, counted from 0: a T5-base has 7,000 numbers of
+        heads, and taking them apart is no work for XLA.
       metrics: {statistic: float64 (steps,)} of one scope, the steps themselves under `STEP` ->
         {metric: float64 (steps,)}; a metric that has no meaning there is left out.
       needs_corpus: whether it asks of every key token if it is common or distinct.
@@ -128,8 +129,8 @@ class ActivationMeasure:
     version: int = 1
 
 
-def starred_layers(stack: str, sums: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the sums of a stack's scopes in `Forwards.stacks`, stacked along the first axis.
+def stack_scopes(stack: str, sums: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the sums of a stack's scopes in `ModelOutputs.stacks`, stacked along the first axis.
 
     Returns:
       {`stack/layers_*`: those of the layers, `stack/final`: the last ones}.
@@ -140,10 +141,10 @@ def starred_layers(stack: str, sums: Mapping[str, Any]) -> dict[str, dict[str, A
     }
 
 
-def without_stars(observed: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
+def expand_wildcards(observed: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:
     """Return what a measure of activations observed with every starred scope taken apart.
 
-    >>> without_stars({"layers_*": {"tokens": np.array([3.0, 4.0])}})["layers_1"]["tokens"]
+    >>> expand_wildcards({"layers_*": {"tokens": np.array([3.0, 4.0])}})["layers_1"]["tokens"]
     array(4.)
     """
     found: dict[str, dict[str, np.ndarray]] = {}

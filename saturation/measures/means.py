@@ -68,3 +68,21 @@ def divide(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Return total/count, NaN where there is nothing to count."""
     total, count = np.asarray(total, np.float64), np.asarray(count, np.float64)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+
+
+def cosine(a: Array, b: Array) -> Array:
+    """Return ⟨a, b⟩/(‖a‖‖b‖) over the last axis, in the widest float there is; 0 of a zero vector.
+
+    Both are first divided by their largest entry, so that no square overflows: states of a
+    network of scaled parameters reach 1e17.
+    """
+    import jax.numpy as jnp
+
+    def in_range(x: Array) -> Array:
+        x = x.astype(jnp.result_type(float))
+        largest = jnp.abs(x).max(axis=-1, keepdims=True)
+        return x * (1 / jnp.maximum(largest, 4 * float(jnp.finfo(x.dtype).tiny)))
+
+    a, b = in_range(a), in_range(b)
+    norms = jnp.sqrt((a * a).sum(axis=-1)) * jnp.sqrt((b * b).sum(axis=-1))
+    return (a * b).sum(axis=-1) / jnp.where(norms == 0, 1, norms)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from saturation._package import on_first_use
 
 if TYPE_CHECKING:
     from saturation.models.config import T5Config
@@ -19,8 +20,4 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import on first use, so that a configuration can be read without JAX."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+__getattr__, __dir__ = on_first_use(__name__, _HOME)

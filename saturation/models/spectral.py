@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from saturation.attention import at_least_float32
-from saturation.linalg import orthonormal_columns
 from saturation.models.config import T5Config
 from saturation.models.eigenvalues import STARTS, spectral_kernels
+from saturation.models.linalg import orthonormal_columns
 
 
 class SpectralKernels(nn.Module):

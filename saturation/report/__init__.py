@@ -6,18 +6,19 @@ neither matplotlib nor plotly.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from saturation._package import on_first_use
 
 if TYPE_CHECKING:
+    from saturation.plots.series import Fits, fit_tables
     from saturation.report.figures import write_figures
     from saturation.report.page import write_page
-    from saturation.report.series import Fits, fit_tables
     from saturation.report.summary import summarize, write_summary
 
 _HOME = {
-    "Fits": "saturation.report.series",
-    "fit_tables": "saturation.report.series",
+    "Fits": "saturation.plots.series",
+    "fit_tables": "saturation.plots.series",
     "summarize": "saturation.report.summary",
     "write_figures": "saturation.report.figures",
     "write_page": "saturation.report.page",
@@ -26,7 +27,4 @@ _HOME = {
 __all__ = ["Fits", "fit_tables", "summarize", "write_figures", "write_page", "write_summary"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'saturation.report' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+__getattr__, __dir__ = on_first_use(__name__, _HOME)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from saturation.errors import ResultsError, SaturationError
-from saturation.local_files import refuse_impossible
-from saturation.runfolder import refuse_url, write_whole
+from saturation.storage.local_files import refuse_impossible
+from saturation.storage.write import refuse_url, write_whole
 
 # A spreadsheet takes a text that begins so for a formula, and names come from files of others.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

@@ -3,79 +3,83 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import markupsafe
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-import saturation
-from saturation.measures import MEASURES, needs_tokens
-from saturation.report.chart_style import Panel, Section
-from saturation.report.head_charts import heads_section
-from saturation.report.homogeneity_charts import homogeneity_section
-from saturation.report.motion_charts import direction_section, steps_section
-from saturation.report.norm_charts import growth_panels, layer_panels
-from saturation.report.page_parts import facts_list, glossary, law_tables, markup
-from saturation.report.page_template import PAGE, STYLE
-from saturation.report.runs_charts import runs_panels
-from saturation.report.saturation_charts import saturation_section
-from saturation.report.scan_charts import scan_section
-from saturation.report.series import Fits, RunTable, run_tables
-from saturation.report.smoothing_charts import smoothing_section
-from saturation.report.spectrum_charts import spectrum_section
-from saturation.report.summary import reading_guide, warnings
-from saturation.runfolder import write_text
+from saturation._package import __version__
+from saturation.measures import (
+    MEASURES,
+    pictures_of,
+    pictures_together,
+    words_of,
+)
+from saturation.measures.words import MERRILL
+from saturation.plots.notation import as_html
+from saturation.plots.panels import Panel, Picture, Table
+from saturation.plots.plotly_renderer import chart
+from saturation.plots.series import Fits, RunTable, run_tables
+from saturation.plots.tokens_text import say_tokens
+from saturation.report.comparison import compared_panels
+from saturation.report.glossary import glossary
+from saturation.report.summary import warnings
+from saturation.storage.write import write_text
 
 Facts = Mapping[str, Mapping[str, Any]]  # {run: its run.json}
 Eigenvalues = Mapping[str, pd.DataFrame]
 
-SECTIONS: dict[str, tuple[Callable[[RunTable], Section | None], ...]] = {  # by measure
-    "direction": (direction_section, steps_section),
-    "saturation": (saturation_section,),
-    "heads": (heads_section,),
-    "homogeneity": (homogeneity_section,),
-    "spectrum": (spectrum_section,),
-    "smoothing": (smoothing_section,),
-    "scan": (scan_section,),
-}
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows under one heading; panels with the names of their places."""
+
+    heading: str
+    reads: str
+    panels: Sequence[tuple[str, Panel]]
+    guide: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    note: str = ""
 
 
-@dataclass
-class Page:
-    """The page while it is put together: pieces of HTML, and the charts they have room for."""
+@dataclass(frozen=True)
+class RunPart:
+    """What the page shows of one run."""
 
-    sections: list[str] = field(default_factory=list)
-    charts: dict[str, go.Figure] = field(default_factory=dict)
+    id: str
+    name: str
+    facts: Sequence[tuple[str, str]]
+    warnings: Sequence[str]
+    sections: Sequence[Section]
+    missing: str
 
-    def place(self, panels: Sequence[Panel]) -> str:
-        """Keep the charts and return the HTML that holds their places; nothing for none."""
-        places = "".join(map(self._place, panels))
-        return f'<div class="charts">{places}</div>' if places else ""
 
-    def _place(self, panel: Panel) -> str:
-        name = f"chart-{len(self.charts)}"
-        self.charts[name] = panel.chart
-        return (
-            f"<figure{' class=wide' if panel.wide else ''}><figcaption><b>{markup(panel.title)}</b>"
-            f'{markup(panel.says)}</figcaption><div id="{name}"></div></figure>'
-        )
+class Charts(dict[str, go.Figure]):
+    """The charts of a page by the names of their places, while it is put together."""
 
-    def section(self, section: Section) -> str:
-        """Return the HTML of one measure of a run."""
-        table = escape("\n".join(section.table))
-        pieces = (
-            f"<h3>{escape(section.heading)}</h3>",
-            _note(section.reads),
-            f'<div class="scroll"><pre>{table}</pre></div>' if table else "",
-            self.place(section.panels),
-            _note(section.note),
-        )
-        return "\n".join(filter(None, pieces))
+    def place(self, panels: Sequence[Panel]) -> list[tuple[str, Panel]]:
+        """Keep the charts of panels that a page can hold, and name their places."""
+        placed = []
+        for panel in panels:
+            if not panel.dense:
+                name = f"chart-{len(self)}"
+                self[name] = chart(panel)
+                placed.append((name, panel))
+        return placed
+
+    def as_script(self) -> str:
+        """Return them as JSON that no run's name can break out of a script element with."""
+        read = {name: json.loads(figure.to_json() or "{}") for name, figure in self.items()}
+        text = json.dumps(read, ensure_ascii=False, separators=(",", ":"))
+        return text.replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def write_page(
@@ -110,85 +114,108 @@ def build_page(
     eigenvalues: Eigenvalues | None = None,
 ) -> str:
     """Return the page's HTML; arguments and errors as `write_page`."""
-    runs = run_tables(tables, eigenvalues)
-    page = Page()
-    together = page.place([*runs_panels(runs)])
-    page.sections.append(f"<h2>All runs</h2>{together}" if together else "")
-    for number, run in enumerate(runs):
-        page.sections.append(_run_section(page, run, number, fits, facts.get(run.name, {})))
-    page.sections.append(glossary())
-    links = [(f"run-{number}", run.name) for number, run in enumerate(runs)]
-    return PAGE.format(
+    runs = run_tables(tables, eigenvalues, fits)
+    charts = Charts()
+    together = list(_together(runs, charts))
+    parts = [_run_part(n, run, facts.get(run.name, {}), charts) for n, run in enumerate(runs)]
+    folder = resources.files("saturation.report")
+    return page_template().render(
         title="What pretraining did",
         lead=f"{len(runs)} measured run{'s' if len(runs) > 1 else ''} of checkpoints. Point at a "
         "line for its numbers, click a name in a legend to hide it, drag to zoom, double-click to "
         "zoom out.",
-        version=escape(saturation.__version__),
-        style=STYLE,
+        version=__version__,
+        style=(folder / "page.css").read_text(encoding="utf-8"),
         plotly=get_plotlyjs(),
-        navigation="".join(
-            f'<a href="#{target}">{escape(name)}</a>'
-            for target, name in [*links, ("glossary", "Glossary")]
-        ),
-        sections="\n".join(page.sections),
-        charts=_as_script(page.charts),
+        together=together,
+        runs=parts,
+        glossary=glossary(),
+        merrill=MERRILL,
+        charts_json=charts.as_script(),
     )
 
 
-def _as_script(figures: Mapping[str, go.Figure]) -> str:
-    """Return the charts as JSON that no run's name can break out of a script element with."""
-    read = {name: json.loads(figure.to_json() or "{}") for name, figure in figures.items()}
-    text = json.dumps(read, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e")
+def page_template() -> jinja2.Template:
+    """Return the page's template, which escapes whatever is put into it."""
+    text = (resources.files("saturation.report") / "page.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["notation"] = lambda said: markupsafe.Markup(as_html(said))
+    return environment.from_string(text)
 
 
-def _run_section(
-    page: Page, run: RunTable, number: int, fits: Fits, facts: Mapping[str, Any]
-) -> str:
+def _together(runs: Sequence[RunTable], charts: Charts) -> Iterator[Section]:
+    """Yield what is shown of several runs over each other."""
+    if len(runs) < 2:
+        return
+    panels = charts.place([*compared_panels(runs)])
+    if panels:
+        yield Section("Compared", "One number of each measure, a line a run.", panels)
+    for name in MEASURES:
+        for picture in pictures_together(name, runs):
+            yield _section(picture, charts)
+
+
+def _section(picture: Picture, charts: Charts, taken_on: str = "") -> Section:
+    note = f"{picture.note} {taken_on * picture.on_tokens}".strip()
+    return Section(picture.heading, picture.reads, charts.place(picture.panels), (),
+                   picture.tables, note)  # fmt: skip
+
+
+def _run_part(number: int, run: RunTable, facts: Mapping[str, Any], charts: Charts) -> RunPart:
     """Return everything about one run."""
-    laws = fits.get(run.name, {})
-    parts = [f'<h2 id="run-{number}">{escape(run.name)}</h2>', facts_list(facts)]
-    parts += [f'<p class="warning">{escape(text)}</p>' for text in warnings(run, laws)]
-    shown = []
-    if run.scopes("l2"):
-        shown.append("norms")
-        guide = reading_guide(run, laws.get(run.scopes("l2")[0], {}))
-        items = "".join(f"<li>{markup(sentence)}</li>" for sentence in guide or ())
-        parts += ["<h3>Growth</h3>", f'<ol class="guide">{items}</ol>']
-        parts += [page.place([*growth_panels(run, fits)]), law_tables(laws)]
-        layers = page.place([*layer_panels(run)])
-        parts.append(f"<h3>Layers</h3>{layers}" if layers else "")
-    for measure, sections in SECTIONS.items():
-        found = [section for build in sections if (section := build(run)) is not None]
-        shown += [measure] if found else []
-        foot = [_note(run.taken_on)] if found and needs_tokens([measure]) else []
-        parts += [page.section(section) for section in found] + foot
-    parts.append(_not_shown(run, shown, facts))
-    return "\n".join(parts)
+    sections, shown = [], []
+    for name in MEASURES:
+        found = list(pictures_of(name, run))
+        shown += [name] if found else []
+        placed = [_section(picture, charts, run.taken_on) for picture in found]
+        if placed:
+            words = words_of(name)
+            tables = (*words.tables(run), *placed[0].tables)
+            placed[0] = replace(placed[0], guide=words.guide(run), tables=tables)
+        sections += placed
+    missing = _not_shown(run, shown, facts)
+    return RunPart(f"run-{number}", run.name, list(_facts(facts)), warnings(run), sections, missing)
+
+
+def _facts(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield what was measured, as far as run.json says it."""
+    steps, arrays = facts.get("steps"), facts.get("arrays")
+    environment = facts.get("environment")
+    shown = {"Trajectory": facts.get("trajectory"), "Format": facts.get("format")}
+    if isinstance(steps, Sequence) and steps:
+        span = f"from step {steps[0]:,} to {steps[-1]:,}"
+        shown["Checkpoints"] = (
+            f"{len(steps)}, {span}" if len(steps) > 1 else f"1, step {steps[0]:,}"
+        )
+    if isinstance(arrays, Mapping) and arrays:
+        size = sum(math.prod(array.get("shape", ())) for array in arrays.values())
+        shown["Parameters"] = f"{size:,} in {len(arrays)} arrays"
+    if isinstance(facts.get("measures"), Sequence):
+        shown["Measures"] = ", ".join(map(str, facts["measures"]))
+    shown["Activations"] = say_tokens(facts.get("activations"))
+    if isinstance(environment, Mapping):
+        shown["Measured with"] = ", ".join(f"{name} {said}" for name, said in environment.items())
+    return ((name, str(said)) for name, said in shown.items() if said)
 
 
 def _not_shown(run: RunTable, shown: Sequence[str], facts: Mapping[str, Any]) -> str:
     """Return which measures the page lacks, and why: not measured, or no number to draw."""
     measured = {*run.measures, *facts.get("measures", ())}
-    absent = [measure for measure in MEASURES if measure not in shown]
+    absent = [name for name in MEASURES if name not in shown]
     said = [
-        f"{measure} was measured and is not shown: "
+        f"{name} was measured and is not shown: "
         + (
             "it compares checkpoints, and this run has one."
-            if measure == "direction" and len(run.steps) < 2
+            if getattr(MEASURES[name], "compares_steps", False) and len(run.steps) < 2
             else "the table holds no finite number of it."
         )
-        for measure in absent
-        if measure in measured
+        for name in absent
+        if name in measured
     ]
-    others = ",".join(measure for measure in absent if measure not in measured)
+    others = ",".join(name for name in absent if name not in measured)
     if others:
         said.append(
             f"Not measured: {others.replace(',', ', ')}; `saturation measure TRAJECTORY --measures "
             f"{others} --out RUN` adds what you need to the same run."
         )
-    return _note(" ".join(said))
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{markup(text)}</p>' if text else ""
+    return " ".join(said)

@@ -6,17 +6,17 @@ Text becomes tokens (`tokens`), tokens become batches (`objectives`, `data`), an
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from saturation._package import on_first_use
 
 if TYPE_CHECKING:
     from saturation.training.loop import pretrain
 
 __all__ = ["pretrain"]
 
+# JAX, Flax and Orbax are imported with the loop, not with the text and token modules.
+_HOME = {"pretrain": "saturation.training.loop"}
 
-def __getattr__(name: str) -> Any:
-    # JAX, Flax and Orbax are imported with the loop, not with the text and token modules.
-    if name not in __all__:
-        raise AttributeError(f"module 'saturation.training' has no attribute {name!r}")
-    return getattr(importlib.import_module("saturation.training.loop"), name)
+
+__getattr__, __dir__ = on_first_use(__name__, _HOME)

@@ -24,8 +24,9 @@ from typing import Any
 from etils import epath
 
 from saturation.errors import ConfigError, ResultsError
-from saturation.local_files import read_regular, refuse_impossible
-from saturation.runfolder import RunFolder, write_whole
+from saturation.results.folder import RunFolder
+from saturation.storage.local_files import read_regular, refuse_impossible
+from saturation.storage.write import write_whole
 
 RECORD = "pretrain.json"
 LOG = "log.csv"
@@ -33,10 +34,10 @@ LOG = "log.csv"
 COLUMNS = ("step", "loss", "perplexity", "learning_rate", "norm")
 
 
-Place = Path | epath.Path
+OutputPath = Path | epath.Path
 
 
-def open_place(out: str) -> Place:
+def open_place(out: str) -> OutputPath:
     """Return the folder or bucket that a pretraining writes to.
 
     Raises:
@@ -60,7 +61,7 @@ def in_bucket(place: str | os.PathLike[str]) -> bool:
 
 
 @contextlib.contextmanager
-def writing_to(folder: Place) -> Iterator[None]:
+def writing_to(folder: OutputPath) -> Iterator[None]:
     """Turn the operating system's refusal to write into a sentence that names the folder."""
     try:
         yield
@@ -72,7 +73,7 @@ def writing_to(folder: Place) -> Iterator[None]:
         ) from error
 
 
-def check_identity(folder: Place, identity: Mapping[str, Any]) -> None:
+def check_identity(folder: OutputPath, identity: Mapping[str, Any]) -> None:
     """Refuse a folder that holds another pretraining than the one to write there.
 
     Args:
@@ -96,14 +97,14 @@ def check_identity(folder: Place, identity: Mapping[str, Any]) -> None:
             )
 
 
-def _holds_checkpoints(folder: Place) -> bool:
+def _holds_checkpoints(folder: OutputPath) -> bool:
     try:
         return any(path.name.isdigit() for path in folder.glob("*"))
     except FileNotFoundError as error:  # of a bucket; of a folder that does not exist there is none
         raise ResultsError(f"{folder}: there is no such bucket; set another `out`.") from error
 
 
-def start_session(folder: Place, identity: Mapping[str, Any], step: int, device: str) -> None:
+def start_session(folder: OutputPath, identity: Mapping[str, Any], step: int, device: str) -> None:
     """Record what this folder holds, and that a session goes on with it.
 
     Args:
@@ -121,7 +122,7 @@ def start_session(folder: Place, identity: Mapping[str, Any], step: int, device:
         _write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
 
 
-def keep_vocabulary(folder: Place, file: tuple[str, bytes] | None) -> None:
+def keep_vocabulary(folder: OutputPath, file: tuple[str, bytes] | None) -> None:
     """Leave the vocabulary's file, where it has one, beside the checkpoints whose ids it made.
 
     Args:
@@ -137,7 +138,7 @@ def keep_vocabulary(folder: Place, file: tuple[str, bytes] | None) -> None:
             _write(folder / name, content)
 
 
-def read_record(folder: Place) -> dict[str, Any] | None:
+def read_record(folder: OutputPath) -> dict[str, Any] | None:
     """The contents of pretrain.json, or None where there is none.
 
     Raises:
@@ -156,7 +157,7 @@ def read_record(folder: Place) -> dict[str, Any] | None:
         raise _no_record(folder) from error
 
 
-def _read(folder: Place, name: str) -> bytes | None:
+def _read(folder: OutputPath, name: str) -> bytes | None:
     """Return what a file of a pretraining holds, or None where there is none."""
     if in_bucket(folder):
         return RunFolder(folder).read(name)
@@ -166,7 +167,7 @@ def _read(folder: Place, name: str) -> bytes | None:
         return None
 
 
-def _no_record(folder: Place) -> ResultsError:
+def _no_record(folder: OutputPath) -> ResultsError:
     return ResultsError(
         f"{folder / RECORD}: expected the record of a pretraining; it is damaged or it cannot "
         "be read. Restore it, or set another `out`."
@@ -192,18 +193,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _write_text(path: Place, text: str) -> None:
+def _write_text(path: OutputPath, text: str) -> None:
     _write(path, text.encode())
 
 
-def _write(path: Place, content: bytes) -> None:
+def _write(path: OutputPath, content: bytes) -> None:
     if in_bucket(path):
         RunFolder(path.parent).write(path.name, content)
     else:
         write_whole(Path(path), lambda file: file.write(content))
 
 
-def read_log(folder: Place) -> list[tuple[int, str]]:
+def read_log(folder: OutputPath) -> list[tuple[int, str]]:
     """Return (step, line) of each row of log.csv; none where there is no such file.
 
     Raises:
@@ -250,7 +251,7 @@ class Log:
         step: the last step whose rows are kept.
     """
 
-    def __init__(self, folder: Place, step: int) -> None:
+    def __init__(self, folder: OutputPath, step: int) -> None:
         self._path = folder / LOG
         kept = [line for number, line in read_log(folder) if number <= step]
         self._lines = [",".join(COLUMNS) + "\n", *kept]

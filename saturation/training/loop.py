@@ -10,15 +10,17 @@ from typing import Any
 
 import jax
 
-from saturation.config import PretrainConfig
 from saturation.errors import ResultsError, Stopped
 from saturation.models import T5
-from saturation.progress import Progress
-from saturation.signals import stop_requested
-from saturation.training.data import SpanCorruptionBatches, read_corpus
+from saturation.runtime.progress import Progress
+from saturation.runtime.signals import stop_requested
+from saturation.text.corpus import read_corpus
+from saturation.text.vocabulary import embedding_rows, open_to_pretrain
+from saturation.training.config import PretrainConfig
+from saturation.training.data import SpanCorruptionBatches
 from saturation.training.folder import (
     Log,
-    Place,
+    OutputPath,
     check_identity,
     keep_vocabulary,
     open_place,
@@ -28,13 +30,12 @@ from saturation.training.folder import (
 from saturation.training.objectives import lengths_to_fill
 from saturation.training.optimizers import build_optimizer, build_schedule
 from saturation.training.step import TrainState, Update, initial_state, make_update, model_config
-from saturation.training.store import Store
-from saturation.training.tokens import embedding_rows, open_to_pretrain
+from saturation.training.store import CheckpointWriter
 
 SECONDS_BETWEEN_REPORTS = 0.5
 
 
-def pretrain(config: PretrainConfig, progress: Progress | None = None) -> Place:
+def pretrain(config: PretrainConfig, progress: Progress | None = None) -> OutputPath:
     """Train a T5 by span corruption and write its trajectory to `config.out`.
 
     A folder that holds part of this very run is gone on with, from the last complete checkpoint,
@@ -57,7 +58,7 @@ def pretrain(config: PretrainConfig, progress: Progress | None = None) -> Place:
     chosen = config.checkpoints.chosen(config.steps)
     batches, identity = _prepare(config)
     check_identity(folder, identity)
-    store = Store(folder)
+    store = CheckpointWriter(folder)
     try:
         _refuse_lost(store, chosen)
         if store.latest != config.steps:
@@ -71,7 +72,7 @@ def pretrain(config: PretrainConfig, progress: Progress | None = None) -> Place:
     return folder
 
 
-def _refuse_lost(store: Store, chosen: tuple[int, ...]) -> None:
+def _refuse_lost(store: CheckpointWriter, chosen: tuple[int, ...]) -> None:
     """Raise `ResultsError` where a checkpoint that was written is gone, or the log is damaged."""
     made = [step for step in chosen if store.latest is not None and step <= store.latest]
     lost = [step for step in made if step not in store.steps]
@@ -115,7 +116,7 @@ class _Run:
     first: int
 
 
-def _begin(config: PretrainConfig, batches: SpanCorruptionBatches, store: Store) -> _Run:
+def _begin(config: PretrainConfig, batches: SpanCorruptionBatches, store: CheckpointWriter) -> _Run:
     """At the last checkpoint, or at the initialisation where there is none."""
     model = T5(model_config(config, embedding_rows(batches.vocabulary)))
     schedule = build_schedule(config.optimizer, config.steps)
@@ -135,7 +136,7 @@ def _begin(config: PretrainConfig, batches: SpanCorruptionBatches, store: Store)
 def _train(
     run: _Run,
     chosen: tuple[int, ...],
-    store: Store,
+    store: CheckpointWriter,
     stop: threading.Event,
     progress: Progress,
 ) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from saturation.errors import ConfigError
-from saturation.training.tokens import EOS, PAD, SENTINELS
+from saturation.text.vocabulary import EOS, PAD, SENTINELS
 
 
 class SpanLengths(NamedTuple):

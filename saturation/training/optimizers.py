@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 from saturation.errors import ConfigError
 
 if TYPE_CHECKING:
-    from saturation.config import OptimizerConfig
+    from saturation.training.config import OptimizerConfig
 
 Count = ArrayLike
 Rate = Float[Array, ""]

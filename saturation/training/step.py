@@ -11,10 +11,10 @@ import optax
 from flax.core import meta
 from jaxtyping import Array, ArrayLike, Float, Int, Int32
 
-from saturation.config import PretrainConfig
 from saturation.models import T5, T5Config
+from saturation.text.vocabulary import PAD
+from saturation.training.config import PretrainConfig
 from saturation.training.data import Batch
-from saturation.training.tokens import PAD
 
 
 class TrainState(TypedDict):

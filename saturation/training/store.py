@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from saturation.errors import ResultsError
-from saturation.training.folder import Place, in_bucket, writing_to
+from saturation.training.folder import OutputPath, in_bucket, writing_to
 from saturation.training.step import TrainState
 
 RESUME = "resume"
@@ -23,7 +23,7 @@ _REFUSAL = re.compile(
 )
 
 
-class Store:
+class CheckpointWriter:
     """The trajectory in a folder, and beside it the place where an interrupted run stopped.
 
     Saving returns when the checkpoint is complete: Orbax writes under a temporary name and
@@ -37,14 +37,14 @@ class Store:
         folder: the same.
     """
 
-    def __init__(self, folder: Place) -> None:
+    def __init__(self, folder: OutputPath) -> None:
         self.folder = folder
         self._trajectory = self._open(folder, max_to_keep=None)
         self._resume: ocp.CheckpointManager | None = None
         if (folder / RESUME).is_dir():
             self._resume = self._open(folder / RESUME, max_to_keep=1)
 
-    def _open(self, folder: Place, max_to_keep: int | None) -> ocp.CheckpointManager:
+    def _open(self, folder: OutputPath, max_to_keep: int | None) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=max_to_keep, enable_async_checkpointing=False, create=True
         )

@@ -32,8 +32,8 @@ class MeasureShard:
     def __call__(self) -> dict[str, object]:
         """Measure what the run lacks of this shard; return what was done."""
         import saturation
-        from saturation.plan import Shard
-        from saturation.run_activations import read_settings
+        from saturation.runs.plan import Shard
+        from saturation.runs.settings import read_settings
 
         trajectory = saturation.open_trajectory(self.trajectory)
         outcome = saturation.measure(

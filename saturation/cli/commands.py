@@ -1,0 +1,552 @@
+"""The command line: parse, call, print. Everything it does is a function of the package.
+
+Exit 0: all that was asked is done. 1: it failed, with one clear sentence on stderr. 2: wrong usage.
+75: stopped by a signal; the same command resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from saturation.errors import SaturationError, Stopped, escaped
+from saturation.runtime.progress import Forgiving
+from saturation.runtime.signals import stop_requested
+from saturation.runtime.tuning import before_imports
+
+if TYPE_CHECKING:
+    from saturation.runtime.progress import Progress
+
+EXIT_FAILED, EXIT_RESUMABLE = 1, 75
+_MOST_CHARACTERS = 2000  # of an error: a name may have any number
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Measure what pretraining does to a transformer's parameters and attention, "
+    "from its checkpoints. Add --debug to any command for a traceback of its error.",
+)
+
+TrajectoryArgument = Annotated[
+    str, typer.Argument(metavar="TRAJECTORY", help="A folder of checkpoints.")
+]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A folder that `measure` wrote.")]
+StepsOption = Annotated[
+    str | None,
+    typer.Option("--steps", metavar="START:STOP:EVERY", help="Steps to take; STOP is included."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+PartialOption = Annotated[bool, typer.Option("--partial", help="Take an incomplete run as it is.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the file; repeatable."),
+]
+
+
+def _show_version(asked: bool) -> bool:
+    if asked:
+        from saturation.runs.run_json import version_text
+
+        typer.echo(version_text())
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Print the versions of this and of JAX, the platform and the devices, and exit.",
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("ls")
+def list_trajectory(
+    trajectory: TrajectoryArgument, steps: StepsOption = None, as_json: JsonOption = False
+) -> None:
+    """List a trajectory: its steps, format, arrays, parameters and bytes."""
+    from saturation.cli.text import describe_trajectory, trajectory_text
+    from saturation.trajectory.trajectory import open_trajectory
+
+    described = describe_trajectory(open_trajectory(trajectory, steps))
+    _print(described if as_json else trajectory_text(described))
+
+
+@app.command("measures")
+def list_measures(as_json: JsonOption = False) -> None:
+    """List every measure with its definition, source and metrics."""
+    from saturation.cli.text import describe_measures, measures_text
+
+    described = describe_measures()
+    _print(described if as_json else measures_text(described))
+
+
+@app.command("measure")
+def measure_trajectory(
+    trajectory: TrajectoryArgument,
+    measures: Annotated[
+        str, typer.Option("--measures", metavar="NAME[,NAME…]", help="See `saturation measures`.")
+    ],
+    out: Annotated[str, typer.Option("--out", metavar="RUN", help="Folder or URL to write to.")],
+    steps: StepsOption = None,
+    shard: Annotated[
+        str, typer.Option("--shard", metavar="I/N", help="Do one part of N, from 0.")
+    ] = "0/1",
+    common_arrays: Annotated[
+        bool,
+        typer.Option("--common-arrays", help="Where checkpoints differ, take what they share."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be read, and read nothing.")
+    ] = False,
+    tokens: Annotated[
+        str,
+        typer.Option(
+            "--tokens",
+            metavar="FILE",
+            help="For measures of activations: a text file, a .jsonl of token ids, or builtin.",
+        ),
+    ] = "builtin",
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            "--vocabulary",
+            metavar="FILE",
+            help="For text: a tokenizer.json or a sentencepiece model, a path or URL, or bytes; by "
+            "default the one beside the checkpoints, or bytes where the model has at most 400 ids.",
+        ),
+    ] = None,
+    sequences: Annotated[
+        int, typer.Option("--sequences", min=1, help="How many sequences to run.")
+    ] = 32,
+    length: Annotated[int, typer.Option("--length", min=2, help="Tokens of a sequence.")] = 128,
+    decoder_input: Annotated[
+        str,
+        typer.Option(
+            "--decoder-input", help="shifted: the text behind a 0; same: unshifted, as published."
+        ),
+    ] = "shifted",
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")
+    ] = 8,
+    scale: Annotated[
+        float, typer.Option("--scale", help="The finite c of f(x; cθ), beside the limits.")
+    ] = 1000.0,
+    terms: Annotated[
+        int, typer.Option("--terms", min=1, help="Terms of the series of the parameter limit.")
+    ] = 4,
+    joint_sequences: Annotated[
+        int | None,
+        typer.Option(
+            "--joint-sequences",
+            min=0,
+            help="Of how many `smoothing` iterates each layer's own operator 400 times; by default "
+            "as many as cost little, none of a T5-small or larger.",
+        ),
+    ] = None,
+    limits: Annotated[
+        str,
+        typer.Option(
+            "--limits",
+            metavar="NAME[,NAME…]",
+            help="What `saturation` compares with; what is left out costs nothing.",
+        ),
+    ] = "attention,parameter,scaled",
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus",
+            metavar="FILE",
+            help="What `scan` tells common from distinct tokens by; by default all of --tokens.",
+        ),
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Allow the device's default matmul precision.")
+    ] = False,
+    mesh: Annotated[
+        str | None,
+        typer.Option(
+            "--mesh",
+            metavar="data=N,model=M",
+            help="For measures of activations: devices that share the sequences of a batch, and "
+            "the parameters; by default all on data, if the model fits one device.",
+        ),
+    ] = None,
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="Work as one of several processes, which JAX finds: srun, mpirun, a TPU pod.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a trajectory into a run folder; an interrupted run resumes where it stopped."""
+    from saturation.cli.text import measured_text, planned_text
+    from saturation.runs.plan import Shard
+    from saturation.trajectory.trajectory import open_trajectory
+
+    part = Shard.parse(shard)
+    names = _names(measures)
+    if dry_run:
+        from saturation.runs.plan import planned_work
+
+        opened = open_trajectory(trajectory, steps)
+        work = planned_work(opened, names, out, part, common_arrays)
+        _print(work if as_json else planned_text(work))
+        return
+
+    from saturation.runs.measure import measure
+    from saturation.runs.settings import read_settings
+    from saturation.runtime.processes import is_first, join, on_every_process
+    from saturation.runtime.sharding import parse_mesh
+
+    settings = partial(
+        read_settings,
+        names,
+        tokens=tokens,
+        vocabulary=vocabulary,
+        sequences=sequences,
+        length=length,
+        decoder_input=decoder_input,
+        corpus=corpus,
+        limits=_names(limits),
+        batch_size=batch_size,
+        scale=scale,
+        terms=terms,
+        joint_sequences=joint_sequences,
+        fast=fast,
+        mesh=None if mesh is None else parse_mesh(mesh),
+    )
+    if distributed:
+        join()
+    opened = on_every_process(lambda: open_trajectory(trajectory, steps))
+    taken_on = on_every_process(lambda: settings(trajectory=opened))
+    quiet = as_json or not is_first()
+    with stop_requested() as stop, _progress("Measuring", "B", quiet) as progress:
+        outcome = measure(opened, names, out, part, common_arrays, taken_on, progress, stop)
+    if is_first():
+        _print(outcome.to_json() if as_json else measured_text(outcome, out, names))
+    outcome.refuse_nonfinite(out)
+
+
+@app.command("status")
+def show_status(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Say what of a run is there and what is missing."""
+    from saturation.cli.text import status_text
+    from saturation.results.folder import RunFolder
+    from saturation.results.parts import status
+
+    found = status(RunFolder(run))
+    _print(found.to_json() if as_json else status_text(run, found))
+
+
+@app.command("fit")
+def fit_growth_laws(
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="A measured run.")] = None,
+    scope: Annotated[str, typer.Option("--scope", help="Whose l2 norm is fitted.")] = "blocks",
+    csv: Annotated[
+        str | None,
+        typer.Option("--csv", metavar="FILE", help="Fit a column of a CSV file instead."),
+    ] = None,
+    x: Annotated[str, typer.Option("--x", help="The CSV's column of steps.")] = "step",
+    y: Annotated[str, typer.Option("--y", help="The CSV's column of values.")] = "norm",
+    clock: Annotated[
+        str | None,
+        typer.Option(
+            "--clock", help="Of the errors: index, t or 'ln t'; the likeliest if left out."
+        ),
+    ] = None,
+    partial: PartialOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit the growth laws a·g(t) + b to a norm: linear, √t, t^¼, ln(1+t) and the free power."""
+    from saturation.cli.text import fits_json, fits_text
+    from saturation.growth.fit import fit_all
+    from saturation.growth.series import read_csv_series
+    from saturation.results.table import scope_norm
+
+    if (run is None) == (csv is None):
+        raise typer.BadParameter("give either a RUN or --csv FILE")
+    series = read_csv_series(csv, x, y) if csv else scope_norm(str(run), scope, partial)
+    fits = fit_all(*series, clock)
+    _print(fits_json(fits, *series) if as_json else fits_text(fits, *series))
+
+
+@app.command("audit")
+def audit_trajectory(
+    trajectory: TrajectoryArgument,
+    steps: StepsOption = None,
+    every: Annotated[
+        int | None,
+        typer.Option("--every", min=1, help="The spacing there should be; inferred where even."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read every byte, not samples of large checkpoints.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for what is missing, damaged, doubled or out of place; exit 1 if anything is."""
+    from saturation.cli.text import audit_text
+    from saturation.trajectory.audit import audit
+    from saturation.trajectory.survey import without_checksums
+    from saturation.trajectory.trajectory import open_trajectory
+
+    opened = open_trajectory(trajectory, steps)
+    findings = audit(opened, every, full)
+    without = without_checksums(opened)
+    described = {
+        "path": opened.path,
+        "steps": list(opened.steps),
+        "findings": [finding.to_json() for finding in findings],
+        "without_checksums": {str(step): list(files) for step, files in without.items()},
+    }
+    _print(described if as_json else audit_text(opened, findings, without))
+    if findings:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command("report")
+def write_report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Measured runs.")],
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE.html", help="An interactive page that works offline."),
+    ] = None,
+    figures: Annotated[
+        str | None,
+        typer.Option("--figures", metavar="DIR", help="Folder for PNG, PDF and summary.txt."),
+    ] = None,
+    partial: PartialOption = False,
+) -> None:
+    """Draw the figures of one or several runs, and write a text or a page that explains them."""
+    from saturation.experiment import report
+
+    if out is None and figures is None:
+        raise typer.BadParameter("give --out FILE.html, --figures DIR, or both")
+    for path in report(runs, figures=figures, page=out, partial=partial):
+        _say(path)
+
+
+@app.command("pretrain")
+def pretrain_model(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: SetOption = None,
+) -> None:
+    """Pretrain a small T5 and write the trajectory of its checkpoints."""
+    from saturation.config import load_config
+    from saturation.training.config import PretrainConfig
+
+    settings = load_config(config, _parse_overrides(overrides), PretrainConfig, "pretrain")
+    from saturation.training import pretrain  # seconds, which a mistake in the file need not wait
+
+    with _progress("Pretraining", "steps") as progress:
+        folder = pretrain(settings, progress)
+    _say(f"The trajectory is in {folder}; list it with `saturation ls {folder}`.")
+
+
+@app.command("run")
+def run_experiment_file(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: SetOption = None,
+) -> None:
+    """Do all that an experiment file says: trajectory, measures, fits and figures."""
+    from saturation.config import load_config
+    from saturation.experiment import ExperimentConfig, run_experiment
+
+    experiment = load_config(config, _parse_overrides(overrides), ExperimentConfig)
+    if experiment.pretrain is None:  # training prepares the next batch meanwhile
+        _say(run_experiment(experiment))
+
+
+@app.command("study")
+def run_study(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Left out, the studies are listed.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="Folder; another run resumes there.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, help="By default the study's own number.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The first; others follow it.")] = 0,
+    full: Annotated[bool, typer.Option("--full", help="Take the larger settings too.")] = False,
+) -> None:
+    """Test a paper's claims in simulation, beside controls that must miss; exit 1 if any fails."""
+    from saturation.studies import STUDIES, find_study
+
+    if name is None:
+        for study in map(find_study, STUDIES):
+            _say(f"{study.name:24}{study.title}\n{'':24}{study.paper}")
+        return
+    found = find_study(name)
+    if out is None:
+        raise typer.BadParameter("give --out DIR")
+    from saturation.studies.base import Settings
+    from saturation.studies.output import study_text, write_study
+
+    settings = Settings(seeds, seed, full, out)
+    with stop_requested() as stop, _progress("Simulating", "parts") as progress:
+        result = found.run(settings, progress, stop)
+    paths = write_study(result, out)
+    for line in (study_text(result), *paths):
+        _say(line)
+    if result.failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command("scan-snap")
+def reproduce_scan_snap(
+    figure: Annotated[int, typer.Option("--figure", help="3, 4 or 6 of arXiv 2305.16380.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for CSV, PNG and PDF.")],
+    last_tokens: Annotated[
+        str, typer.Option("--last-tokens", metavar="N[,N…]", help="Panels of figure 6.")
+    ] = "1,3,5,10",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Of figure 6.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", help="All others follow from it.")] = 0,
+) -> None:
+    """Simulate one layer of attention learning which tokens matter, beside its theory."""
+    from saturation.studies.scan_snap.study import reproduce
+
+    if not all(number.strip().isdecimal() for number in last_tokens.split(",")):
+        raise typer.BadParameter(f"--last-tokens takes whole numbers, found {last_tokens!r}")
+    numbers = [int(number) for number in last_tokens.split(",")]
+    with _progress("Training", "trainings") as progress:
+        paths = reproduce(figure, out, numbers, seeds, seed, progress)
+    for path in paths:
+        _say(path)
+
+
+@app.command("demo")
+def show_demo(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="oversmoothing.")],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="DIR", help="Folder for a CSV and a picture.")
+    ] = None,
+) -> None:
+    """Run a planted example, prediction beside measurement; exit 1 if any prediction fails."""
+    from saturation.studies import demo
+
+    text, agrees, paths = demo(name, out)
+    for line in (text, *paths):
+        _say(line)
+    if not agrees:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@app.command("export")
+def export_run(
+    run: RunArgument,
+    kind: Annotated[str, typer.Option("--format", help="csv, parquet or tensorboard.")],
+    out: Annotated[
+        str, typer.Option("--out", metavar="PATH", help="File (tensorboard: folder) to write.")
+    ],
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="CSV: no ' before names that a spreadsheet would take for a formula."
+        ),
+    ] = False,
+    partial: PartialOption = False,
+) -> None:
+    """Write a run's table for another tool."""
+    from saturation.report.export import export
+    from saturation.results.table import load_results
+
+    export(load_results(run, partial=partial), kind, out, raw)
+    _say(f"Wrote {out}.")
+
+
+def main() -> None:
+    """Run the command line; every foreseen error is one sentence on stderr."""
+    before_imports()
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    sys.stdout, sys.stderr = sys.stdout or Forgiving(None), Forgiving(sys.stderr)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _say_warning
+            try:
+                app()
+            finally:
+                # Here, where a full disk can still be said, and not when Python ends.
+                sys.stdout.flush()
+    except SaturationError as error:
+        if debug:
+            raise
+        _fail(str(error), EXIT_RESUMABLE if isinstance(error, Stopped) else EXIT_FAILED)
+    except (OSError, MemoryError) as error:
+        if debug:
+            raise
+        sys.stdout = Forgiving(None)  # what could not be written is not tried again
+        _fail(_system_error(error), EXIT_FAILED)
+    except Exception as error:
+        if debug:
+            raise
+        _fail(_unforeseen(error), EXIT_FAILED)
+
+
+def _fail(text: str, status: int) -> NoReturn:
+    text = " ".join(text.splitlines())  # one sentence, whatever a file's name or a server put in
+    if len(text) > _MOST_CHARACTERS:
+        text = f"{text[: _MOST_CHARACTERS // 2]} … {text[-_MOST_CHARACTERS // 2 :]}"
+    print(f"saturation: {escaped(text)}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _unforeseen(error: Exception) -> str:
+    """Return the last net's sentence: nothing that was foreseen is caught by it."""
+    return (
+        f"This is a fault of saturation ({type(error).__name__}: {error}). Please report it with "
+        "what --debug, added to the same command, shows."
+    )
+
+
+def _system_error(error: OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return "The machine has no memory left for this; give it more, or ask for less at a time."
+    where = f" ({error.filename})" if getattr(error, "filename", None) else ""
+    return f"The system refused: {error.strerror or error}{where}. See with --debug where."
+
+
+def _say_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    print(f"saturation: {escaped(str(message))}", file=sys.stderr)
+
+
+def _print(result: str | dict[str, Any]) -> None:
+    _say(result if isinstance(result, str) else json.dumps(result, indent=1))
+
+
+def _say(text: object) -> None:
+    typer.echo(escaped(str(text)))
+
+
+def _progress(what: str, unit: str, quiet: bool = False) -> Progress:
+    from saturation.runtime.progress import Progress
+
+    return Progress(what, unit, quiet=quiet)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _parse_overrides(items: list[str] | None) -> dict[str, str]:
+    for item in items or []:
+        if "=" not in item:
+            raise typer.BadParameter(f"--set takes KEY=VALUE, found {item!r}")
+    return dict(item.split("=", 1) for item in items or [])

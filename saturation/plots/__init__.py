@@ -1,0 +1,1 @@
+"""How pictures are drawn, knowing no measure: series, styles, axes."""

@@ -1,0 +1,1 @@
+"""A measurement: what is left to compute, and the one driver that computes it."""

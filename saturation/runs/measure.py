@@ -1,0 +1,194 @@
+"""The one driver: measures a trajectory into a run folder, as far as it is missing there.
+
+Measures of weights go array by array through all steps (`run_weights`), those of several arrays
+together group by group (`run_groups`), measures of activations checkpoint by checkpoint
+(`run_activations`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from saturation.errors import MeasureError, ResultsError
+from saturation.measures import find_measures
+from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure, WeightMeasure
+from saturation.results.folder import RunFolder
+from saturation.results.parts import verify_parts
+from saturation.runs.activations import measure_activations
+from saturation.runs.groups import measure_groups
+from saturation.runs.plan import Shard, activation_steps, group_jobs, jobs, shared_parameters
+from saturation.runs.run_json import describe_run, join_run
+from saturation.runs.settings import ActivationSettings, read_settings
+from saturation.runs.shared_folder import SharedRunFolder
+from saturation.runs.weights import WeightStream
+from saturation.runtime.processes import on_every_process, refuse_difference
+from saturation.runtime.progress import Progress
+from saturation.runtime.sharding import make_mesh
+from saturation.runtime.signals import interrupt_requested
+from saturation.runtime.tuning import streaming
+
+if TYPE_CHECKING:
+    from saturation.checkpoints.base import Parameter
+    from saturation.trajectory.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one call of `measure` did.
+
+    Attributes:
+      computed, reused: parts written now, and parts that an earlier call had written.
+      nonfinite: (step, array, count) of NaN and ±∞ met now, in the order of steps.
+    """
+
+    computed: int
+    reused: int
+    nonfinite: tuple[tuple[int, str, int], ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields as JSON holds them."""
+        return dataclasses.asdict(self)
+
+    def refuse_nonfinite(self, out: str) -> None:
+        """Raise `MeasureError` where NaN or ±∞ were met; the table is written all the same."""
+        if self.nonfinite:
+            step, name, count = self.nonfinite[0]
+            more = f" (and {len(self.nonfinite) - 1} more such)" if len(self.nonfinite) > 1 else ""
+            raise MeasureError(
+                f"Checkpoint {step} has {count} NaN or infinite values in {name}{more}. The table "
+                f"in {out} is complete: `nonfinite` counts them, and the norms of their scopes are "
+                "not finite there."
+            )
+
+
+@streaming()
+def measure(
+    trajectory: Trajectory,
+    measures: Sequence[str],
+    out: str,
+    shard: Shard | None = None,
+    common_arrays: bool = False,
+    activations: ActivationSettings | None = None,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Outcome:
+    """Measure a trajectory into the run folder `out`, computing only what is missing there.
+
+    Args:
+      trajectory: what `open_trajectory` returns; its selected steps are measured.
+      measures: names from `saturation.measures.MEASURES`.
+      out: a folder or a URL; several shards and a restarted run share it.
+      shard: the part of the work to do, by arrays or groups of them for weights and by steps for
+        activations; all of it by default.
+      common_arrays: where checkpoints differ, measure the arrays they share.
+      activations: the tokens that measures of activations are taken on, and how; by default those
+        of `read_settings`: the text that ships with Python, in the vocabulary that lies beside the
+        checkpoints.
+      progress: shows the bytes read.
+      stop: when set, the arrays or the step at hand are finished and written, and `Stopped` raised;
+        by default an interrupt (Ctrl-C, a notebook's stop) does that.
+
+    Raises:
+      MeasureError: an unknown measure, checkpoints that differ, or no T5 where one must run.
+      ResultsError: `out` cannot be written, holds another run, or is a checkpoint's place.
+      CheckpointFormatError: a checkpoint is damaged; what was written before is intact.
+      Stopped: `stop` was set before everything was done.
+    """
+    asked = find_measures(tuple(measures))
+    weights = [one for one in asked if isinstance(one, WeightMeasure)]
+    grouped = [one for one in asked if isinstance(one, GroupMeasure)]
+    activated = [one for one in asked if isinstance(one, ActivationMeasure)]
+    settings = (
+        (activations or read_settings(measures, trajectory=trajectory)) if activated else None
+    )
+    folder, shard = SharedRunFolder(out), shard or Shard()
+    progress = progress or Progress("", "B", quiet=True)
+    _refuse_out_of_checkpoint(out, trajectory)
+    parameters, described = on_every_process(
+        lambda: _prepare(trajectory, asked, common_arrays, settings)
+    )
+    refuse_difference(
+        "checkpoints, tokens or settings",
+        {key: value for key, value in described.items() if key != "environment"},
+    )
+    # Before the folder is begun: it refuses models that a measure of groups does not know.
+    groups, reused_groups = group_jobs(folder, trajectory.steps, parameters, grouped, shard)
+    joined = join_run(folder, described, trajectory)
+    bundled = joined["bundles"]
+    verify_parts(folder, joined, asked)
+
+    todo, reused = jobs(folder, trajectory.steps, parameters, bundled, weights, shard)
+    steps, reused_steps = activation_steps(folder, trajectory.steps, activated, shard)
+    computed = sum(len(job.measures) for job in todo) + len(groups) + sum(map(len, steps.values()))
+    reused += reused_groups + reused_steps
+    progress.say(
+        f"{computed} parts to compute, {reused} reused from an earlier run of {folder.path}"
+    )
+    with interrupt_requested() if stop is None else nullcontext(stop) as stop:
+        stream = WeightStream(trajectory, parameters, folder, joined, progress, stop)
+        if todo:
+            stream.run(todo)
+        if groups:
+            measure_groups(trajectory, parameters, groups, folder, joined, progress, stop)
+        if steps and settings is not None:
+            measure_activations(trajectory, steps, settings, folder, joined, progress, stop)
+    on_every_process(trajectory.refuse_changed)
+    # Another command may have written `run.json` when this one did, and known nothing of it.
+    if folder.read_description() is None:
+        raise _deleted(folder)
+    bundled = join_run(folder, described, trajectory)["bundles"]
+    if (
+        jobs(folder, trajectory.steps, parameters, bundled, weights, shard)[0]
+        or group_jobs(folder, trajectory.steps, parameters, grouped, shard)[0]
+        or any(activation_steps(folder, trajectory.steps, activated, shard)[0].values())
+    ):
+        raise _deleted(folder)
+    return Outcome(computed, reused, tuple(sorted(stream.nonfinite)))
+
+
+def _deleted(folder: RunFolder) -> ResultsError:
+    return ResultsError(
+        f"{folder.path} was deleted, in whole or in part, while it was written. Run the same "
+        "command again, and let nothing else write to that folder."
+    )
+
+
+def _refuse_out_of_checkpoint(out: str, trajectory: Trajectory) -> None:
+    """Raise where the run would lie in a checkpoint, or look like one that is damaged."""
+    place, root = (
+        path if "://" in path else os.path.realpath(os.path.expanduser(path))
+        for path in (os.fspath(out), trajectory.path)
+    )
+    if not place.startswith(f"{root.rstrip('/')}/"):
+        return
+    name = place[len(root.rstrip("/")) :].strip("/").split("/")[0]
+    if trajectory.is_checkpoint_name(name):
+        raise ResultsError(
+            f"{out} lies in {trajectory.path} under {name}, the name of a checkpoint; choose "
+            "another --out, best one outside the trajectory."
+        )
+
+
+def _prepare(
+    trajectory: Trajectory,
+    asked: Sequence[Measure],
+    common_arrays: bool,
+    settings: ActivationSettings | None,
+) -> tuple[dict[str, Parameter], dict[str, Any]]:
+    """Return the parameters to measure and `run.json`."""
+    parameters = shared_parameters(trajectory, common_arrays)
+    described = describe_run(trajectory, asked, parameters)
+    if settings is not None:
+        settings.refuse_other_models(parameters, trajectory.path)
+        if settings.mesh:
+            make_mesh(settings.mesh)  # refuses what does not fit the devices
+        described["activations"] = settings.fingerprint()
+        if any(isinstance(one, ActivationMeasure) and one.needs_corpus for one in asked):
+            described["corpus"] = settings.describe_corpus()
+    return parameters, described

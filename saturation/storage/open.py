@@ -1,0 +1,122 @@
+"""Opens the folder at a path or a URL, wherever it lies.
+
+What reads networks is imported where a URL is opened: nobody else needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.parse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from saturation.errors import CheckpointFormatError
+from saturation.storage.folder import Folder
+from saturation.storage.local_folder import LocalFolder
+from saturation.storage.trust import shown_url
+
+# A repository's page, or one of a folder in it; the hub's files lie under `resolve`.
+_HUB_PAGE = re.compile(
+    r"/(?P<name>((datasets|spaces)/)?(?!(api|datasets|spaces)/)[^/]+/[^/]+)"
+    r"(/(tree|blob)/(?P<revision>[^/]+)(/(?P<below>.+?))?)?/?"
+)
+
+
+def open_folder(path: str | os.PathLike[str], shared: dict[str, Any] | None = None) -> Folder:
+    """Return the `Folder` at a path; of a single file, its folder with that file alone in sight.
+
+    Args:
+      path: a local path, or a URL such as `gs://…`, `s3://…`, `https://…` or `hf://…`; of a URL
+        nothing is asked yet.
+      shared: an empty dict in which folders that are opened together keep what they share, such
+        as connections.
+
+    Raises:
+      CheckpointFormatError: nothing is there.
+    """
+    if "://" in os.fspath(path):
+        return open_remote(os.fspath(path), shared)
+    local = Path(os.path.expanduser(os.fspath(path)))
+    if local.is_dir():
+        return LocalFolder(local)
+    if local.exists():
+        # T5X's own loader takes the index file inside a checkpoint for the checkpoint.
+        inside = local.name == "checkpoint"
+        return (
+            LocalFolder(local.parent)
+            if inside
+            else LocalFolder(local.parent).restricted_to(local.name)
+        )
+    # TensorFlow calls a checkpoint by what the names of its files begin with.
+    table = f"{local.name}.index"
+    if (local.parent / table).is_file():
+        folder = LocalFolder(local.parent)
+        shards = (name for name in folder.files if name.startswith(f"{local.name}.data-"))
+        return folder.restricted_to(table, *shards)
+    raise CheckpointFormatError(f"{path}: no such folder or file.")
+
+
+def open_remote(url: str, places: dict[str, Any] | None = None) -> Folder:
+    """Return the folder at a URL; nothing is asked of the network yet.
+
+    Args:
+      url: `gs://BUCKET/PATH`, `s3://BUCKET/PATH`, `https://HOST/FILE`,
+        `hf://ORG/REPO@REVISION/PATH`, or what else fsspec knows, such as `memory://PATH`.
+      places: what folders that are opened together share, connections first of all; begun empty.
+
+    Raises:
+      CheckpointFormatError: the URL leads nowhere, or something must be installed to follow it.
+    """
+    from saturation.storage.places import Bucket, require
+    from saturation.storage.remote import CachedPlace, RemoteFolder
+
+    places = {} if places is None else places
+    scheme, _, rest = url.partition("://")
+    _refuse_impossible(url)
+    require(url, scheme)
+    if scheme == "file":
+        return open_folder(rest)
+    if scheme == "hf":
+        from saturation.storage.hub import Hub, parse_url
+
+        repository = parse_url(url)
+        key, prefix = repository.root, repository.path
+        made = partial(Hub, repository, places)
+    elif scheme in ("http", "https"):
+        from saturation.storage.web import Web, split_url
+
+        _refuse_page(url)
+        key, prefix = split_url(url)
+        made = partial(Web, key, places)
+    else:
+        scheme = "gs" if scheme == "gcs" else scheme
+        name, _, prefix = rest.strip("/").partition("/")
+        key, made = f"{scheme}://{name}", partial(Bucket, scheme, name)
+    if key not in places:
+        places[key] = CachedPlace(made())
+    return RemoteFolder(places[key], prefix)
+
+
+def _refuse_impossible(url: str) -> None:
+    """Raise `CheckpointFormatError` where a text is no URL, whatever lies there."""
+    try:
+        url.encode()
+        if url.startswith(("http:", "https:")):
+            urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise CheckpointFormatError(f"{shown_url(url)} is no URL: {error}.") from error
+
+
+def _refuse_page(url: str) -> None:
+    """Raise `CheckpointFormatError` where a URL is of a page of the hub, which holds no file."""
+    parts = urllib.parse.urlsplit(url)
+    found = _HUB_PAGE.fullmatch(parts.path)
+    if parts.hostname in ("huggingface.co", "hf.co") and found:
+        revision = f"@{found['revision']}" if found["revision"] else ""
+        below = f"/{found['below']}" if found["below"] else ""
+        raise CheckpointFormatError(
+            f"{shown_url(url)} is a page of the hub and no file: give "
+            f"hf://{found['name']}{revision}{below}."
+        )

@@ -1,0 +1,1 @@
+"""Vocabularies, texts and token sequences, for training and for measuring."""
