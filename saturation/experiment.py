@@ -11,7 +11,7 @@ from saturation.config import Natural, Section
 from saturation.results.folder import RunFolder
 from saturation.results.parts import read_run_json
 from saturation.results.table import load_results, load_vectors
-from saturation.runs.settings import ActivationsConfig
+from saturation.runs.config import ActivationsConfig
 from saturation.runtime.progress import Progress
 from saturation.runtime.signals import stop_requested
 from saturation.storage.write import refuse_url

@@ -15,7 +15,8 @@ from saturation.config import load_config
 from saturation.errors import ConfigError
 from saturation.experiment import ExperimentConfig, run_experiment
 from saturation.models.base import LIMITS
-from saturation.runs.settings import ActivationsConfig, ActivationSettings, read_settings
+from saturation.runs.config import ActivationsConfig
+from saturation.runs.settings import ActivationSettings, read_settings
 from saturation.text.sequences import read_tokens
 
 

@@ -213,7 +213,9 @@ def measure_trajectory(
     from saturation.runs.settings import read_settings
     from saturation.runtime.processes import is_first, join, on_every_process
     from saturation.runtime.sharding import parse_mesh
+    from saturation.runtime.tuning import compute_on_calling_thread
 
+    compute_on_calling_thread()
     settings = partial(
         read_settings,
         names,

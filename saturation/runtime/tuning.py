@@ -26,18 +26,23 @@ def before_imports() -> None:
     gc.set_threshold(*_GARBAGE)
 
 
-@contextmanager
-def streaming() -> Iterator[None]:
-    """Collect garbage seldom while the block runs, and let CPU threads compute what they read.
+def compute_on_calling_thread() -> None:
+    """On the CPU let the thread that has read a block compute on it.
 
-    To hand a block to a thread of XLA's costs a sixth of computing it. JAX heeds that until it has
-    looked for devices.
+    To hand it to a thread of XLA's costs a sixth of that. JAX heeds it until it looks for devices,
+    as whatever asks for processes does.
     """
     import jax
 
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+@contextmanager
+def streaming() -> Iterator[None]:
+    """Collect garbage seldom while the block runs, and let CPU threads compute what they read."""
     former = gc.get_threshold()
     gc.set_threshold(*_GARBAGE)
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    compute_on_calling_thread()
     try:
         yield
     finally:
