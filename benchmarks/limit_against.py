@@ -29,7 +29,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from saturation import open_trajectory, saturate
 from saturation.models import T5, T5Config
-from saturation.runs.reduce import enable_x64
 
 TOLERANCE = 1e-12
 SHOWN = 6
@@ -86,7 +85,7 @@ def outputs(config: T5Config, params: Any, encoder: Any, decoder: Any) -> dict[s
 def serve(folders: list[Path], out: Path) -> None:
     """Write the limits by the version that is imported, {model/batch/output: value and valid}."""
     found = {}
-    with enable_x64(True):
+    with jax.enable_x64(True):
         compiled: dict[T5Config, Any] = {}
         for name, config, params, batches in models(folders):
             run = compiled.setdefault(config, jax.jit(saturate(partial(outputs, config))))
