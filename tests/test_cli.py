@@ -193,6 +193,17 @@ def test_what_is_written_to_local_disks_is_not_given_a_url(
     assert not list(tmp_path.iterdir()), "no folder called gs:"
 
 
+@pytest.mark.parametrize("source", ["trajectory: t", "pretrain: {out: t, steps: 10}"])
+def test_run_carries_out_its_file_wherever_checkpoints_come_from(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text(f"out: r\nreport: f\n{source}\n")
+    monkeypatch.setattr("saturation.experiment.run_experiment", lambda asked: f"{asked.out}: done")
+    ended = call("run", path)
+    assert (ended.code, ended.out) == (0, "r: done\n")
+
+
 def test_wrong_usage_is_exit_2(call, trajectory: Path) -> None:
     assert call("fit").code == 2
     assert call("measure", trajectory).code == 2

@@ -369,9 +369,7 @@ def run_experiment_file(
     from saturation.config import load_config
     from saturation.experiment import ExperimentConfig, run_experiment
 
-    experiment = load_config(config, _parse_overrides(overrides), ExperimentConfig)
-    if experiment.pretrain is None:  # training prepares the next batch meanwhile
-        _say(run_experiment(experiment))
+    _say(run_experiment(load_config(config, _parse_overrides(overrides), ExperimentConfig)))
 
 
 @app.command("study")
