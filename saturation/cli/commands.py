@@ -335,7 +335,7 @@ def write_report(
     partial: PartialOption = False,
 ) -> None:
     """Draw the figures of one or several runs, and write a text or a page that explains them."""
-    from saturation.experiment import report
+    from saturation.report.write import report
 
     if out is None and figures is None:
         raise typer.BadParameter("give --out FILE.html, --figures DIR, or both")

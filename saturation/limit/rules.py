@@ -1,9 +1,8 @@
 """What `saturate` does at each primitive that meets a series; one rule a primitive, by its name.
 
-A rule takes the interpreter, the equation and its inputs, of which at least one is a
-`PowerSeries`, and
-returns the outputs. A primitive without a rule here is an error that names it. The rules of what is
-linear, of order, and of what is written in other primitives have files of their own.
+A rule takes the interpreter, the equation and its inputs, of which at least one is a `PowerSeries`,
+and returns the outputs. A primitive without a rule here is an error that names it. The rules of
+what is linear, of order, and of what is written in other primitives have files of their own.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Truncated series in 1/c: the numbers that `saturation.limit` computes with.
 
 A `PowerSeries` stands for Σ_k coefficients[k]·c^(degree − k) as c → ∞, k = 0 … terms − 1. Its
-degree is
-static, one for the whole array; an exactly absent term is None and costs nothing. Everything that
-does not depend on c is a `Constant` array. What has no limit is marked, element by element, and not
-left to NaN, which comparisons swallow.
+degree is static, one for the whole array; an exactly absent term is None and costs nothing.
+Everything that does not depend on c is a `Constant` array. What has no limit is marked, element by
+element, and not left to NaN, which comparisons swallow.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Term:
     source: str
 
 
-def _nothing(run: RunTable) -> Sequence[str]:
+def _nothing(run: RunTable) -> tuple[()]:
     return ()
 
 
@@ -51,7 +51,7 @@ class Words:
 
     terms: Sequence[Term]
     figures: Mapping[str, str] = field(default_factory=dict)
-    tables: Callable[[RunTable], Sequence[Table]] = lambda run: ()
+    tables: Callable[[RunTable], Sequence[Table]] = _nothing
     guide: Callable[[RunTable], Sequence[str]] = _nothing
     warnings: Callable[[RunTable], Sequence[str]] = _nothing
 

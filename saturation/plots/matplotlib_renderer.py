@@ -17,6 +17,7 @@ from saturation.plots.colours import BLUE, GREY
 from saturation.plots.matplotlib_style import WIDTH, log_values, shorten, step_axis, title
 from saturation.plots.notation import as_mathtext, plain, wrapped
 from saturation.plots.panels import (
+    MOST_ROWS,
     Dots,
     HeatMap,
     Histogram,
@@ -28,7 +29,7 @@ from saturation.plots.panels import (
     Region,
     Rule,
 )
-from saturation.plots.series import is_log_spaced
+from saturation.plots.series import evenly, is_log_spaced
 
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "none": "none"}
 _SYMBOLS: Mapping[str, Any] = {
@@ -36,7 +37,6 @@ _SYMBOLS: Mapping[str, Any] = {
     "triangle": "^", "cross": "x", "dash": "_",
 }  # fmt: skip
 _MOST_CATEGORIES = 12  # that are named on an axis
-_MOST_ROWS = 24
 _MOST_OF_A_KIND = 6  # that a legend names: of layers 0 to 23, say
 
 
@@ -95,11 +95,7 @@ def _some(labels: list[str]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for label in labels:
         kinds.setdefault(re.sub(r"\d+", "", label), []).append(label)
-    kept = {
-        kind[index]
-        for kind in kinds.values()
-        for index in np.linspace(0, len(kind) - 1, _MOST_OF_A_KIND).round().astype(int)
-    }
+    kept = {label for kind in kinds.values() for label in evenly(kind, _MOST_OF_A_KIND)}
     return [label for label in labels if label in kept]
 
 
@@ -152,9 +148,8 @@ def _heat_map(axes: Axes, heat: HeatMap) -> None:
         axes.plot(heat.values[:, 0], places, "o", color=BLUE)
         axes.set_ylim(len(heat.rows) - 0.5, -0.5)
         axes.set_xlabel(f"{as_mathtext(heat.label)}, at step {heat.steps[0]:,}", fontsize=9)
-        if heat.limits:
-            margin = 0.03 * (heat.limits[1] - heat.limits[0])
-            axes.set_xlim(heat.limits[0] - margin, heat.limits[1] + margin)
+        if heat.reach is not None:
+            axes.set_xlim(*heat.reach)
     else:
         places = np.arange(len(heat.rows)) + 0.5
         edges = np.arange(count + 1), np.arange(len(heat.rows) + 1)
@@ -168,7 +163,7 @@ def _heat_map(axes: Axes, heat: HeatMap) -> None:
         bar.set_label(as_mathtext(heat.label), fontsize=9)
         bar.ax.tick_params(labelsize=8)
         axes.grid(False)
-    every = -(-len(heat.rows) // _MOST_ROWS)
+    every = -(-len(heat.rows) // MOST_ROWS)
     axes.set_yticks(places[::every], list(heat.rows)[::every], fontsize=8)
 
 

@@ -23,7 +23,6 @@ from saturation.errors import ResultsError
 from saturation.plots.colours import GREY
 from saturation.storage.write import write_whole
 
-MARKERS = "osD^vPX"
 WIDTH = 11.0  # inches
 DOTS_PER_INCH = 150
 NAME_LENGTH = 45  # characters of a run's name that a title shows

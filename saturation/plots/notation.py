@@ -6,6 +6,7 @@ import re
 import textwrap
 from html import escape
 
+_INDEX = re.compile(r"(\b[A-Zdpxλθ]|[Σ‖]|\bmin|\bmax)_(\w+′?)")
 _POWER = re.compile(r"\^([\w.]+)")
 _PLAIN = {ord(sign): 0xE000 + place for place, sign in enumerate("_^`")}
 _SIGNS = {place: sign for sign, place in _PLAIN.items()}
@@ -23,9 +24,6 @@ def plain(name: str) -> str:
 def wrapped(text: str, width: int) -> str:
     """Return text in lines of at most `width` characters, beside those that it has."""
     return "\n".join(textwrap.fill(line, max(width, 1)) for line in text.split("\n"))
-
-
-_INDEX = re.compile(r"(\b[A-Zdpxλθ]|[Σ‖]|\bmin|\bmax)_(\w+′?)")
 
 
 def as_html(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from jaxtyping import Float, Num
 
+MOST_ROWS = 24  # of a heat map: that are named, and as high as a name
 Dash = Literal["solid", "dash", "dot", "dashdot", "none"]
 Symbol = Literal[
     "", "circle", "open circle", "square", "diamond", "open diamond", "triangle", "cross", "dash"
@@ -80,6 +81,14 @@ class HeatMap:
     label: str
     limits: tuple[float, float] | None = None
     colours: Literal["viridis", "RdBu"] = "viridis"
+
+    @property
+    def reach(self) -> tuple[float, float] | None:
+        """From where to where an axis of the values runs, beside dots at a single step."""
+        if self.limits is None:
+            return None
+        margin = 0.03 * (self.limits[1] - self.limits[0])
+        return self.limits[0] - margin, self.limits[1] + margin
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from saturation.plots.colours import BLUE, GREY
 from saturation.plots.notation import as_html, wrapped
 from saturation.plots.panels import (
+    MOST_ROWS,
     Axis,
     Dots,
     HeatMap,
@@ -26,7 +27,6 @@ from saturation.plots.series import is_log_spaced
 
 GRID = "#E4E7EB"
 DIGITS = ".6g"
-MOST_ROWS = 24  # that are named, and as high as a name
 _FEWEST_ROWS = 9  # as high as what the colours mean
 _DASHES = {"solid": "solid", "dash": "dash", "dot": "dot", "dashdot": "dashdot", "none": "solid"}
 _SYMBOLS = {
@@ -184,9 +184,8 @@ def _heat_map(found: go.Figure, heat: HeatMap) -> None:
             showlegend=False,
         )
         found.update_xaxes(title_text=f"{label}, at step {heat.steps[0]:,}")
-        if heat.limits is not None:
-            margin = 0.03 * (heat.limits[1] - heat.limits[0])
-            found.update_xaxes(range=[heat.limits[0] - margin, heat.limits[1] + margin])
+        if heat.reach is not None:
+            found.update_xaxes(range=list(heat.reach))
     else:
         low, high = heat.limits or (None, None)
         found.add_heatmap(

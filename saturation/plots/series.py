@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,9 @@ HEAD_KINDS = {  # the scopes of heads, by kind of attention
     "cross-attention": r"decoder/layers_\d+/encoder_decoder_attention/head_\d+",
 }
 
+LAYER = r"(encoder|decoder)/(layers_\d+|final)"
+
+Item = TypeVar("Item")
 Fits = Mapping[str, Mapping[str, Mapping[str, Fit]]]  # {run: {scope: {law: fit}}}
 
 
@@ -283,9 +286,6 @@ def describe_spacing(spacing: Float[np.ndarray, " points"]) -> str:
     return f"{low:,} to {high:,} steps apart"
 
 
-LAYER = r"(encoder|decoder)/(layers_\d+|final)"
-
-
 def ordered_layers(found: Mapping[str, StepSeries]) -> dict[str, StepSeries]:
     """Return layers by stack and depth, the state after a stack's last norm behind its layers."""
 
@@ -311,3 +311,13 @@ def is_log_spaced(steps: Num[np.ndarray, " points"]) -> bool:
     """Return whether checkpoints crowd at the start, so that a linear axis would hide them."""
     gaps = np.diff(np.unique(steps))
     return len(gaps) > 2 and bool(np.median(gaps[-3:]) > 8 * np.median(gaps[:3]))
+
+
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """Return up to so many items, evenly chosen, the first and the last among them.
+
+    >>> evenly("abcdefg", 3), evenly("ab", 3)
+    (['a', 'd', 'g'], ['a', 'b'])
+    """
+    places = np.linspace(0, len(items) - 1, min(most, len(items)))
+    return [items[place] for place in places.round().astype(int)]

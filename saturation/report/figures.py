@@ -21,7 +21,7 @@ from saturation.plots.tokens_text import footnote
 _FOOT = 0.5  # inches for what is said of the tokens
 
 Eigenvalues = Mapping[str, pd.DataFrame]
-Drawn = list[tuple[str, str, Picture]]  # (a run's name, on which tokens, its picture)
+Drawn = list[tuple[Sequence[str], str, Picture]]  # (names of runs, on which tokens, their picture)
 
 
 def build_figures(
@@ -84,14 +84,13 @@ def missing_figures(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """
     runs = run_tables(tables)
     found = _pictures(runs)
-    shared = {one.name for name in MEASURES for one in pictures_together(name, runs)}
     reasons = {}
     for name, measure in MEASURES.items():
         for figure, needs in words_of(name).figures.items():
-            having = {run for run, _, _ in found.get(figure, ())}
+            having = {run for names, _, _ in found.get(figure, ()) for run in names}
             without = [run.name for run in runs if run.name not in having]
             nobody = figure not in found and not isinstance(measure, WeightMeasure)
-            if without and figure not in shared and not nobody:
+            if without and not nobody:
                 reasons[figure] = f"{', '.join(without)} has no {needs}"
     return reasons
 
@@ -103,10 +102,9 @@ def _pictures(runs: Sequence[RunTable]) -> dict[str, Drawn]:
         for run in runs:
             for picture in pictures_of(name, run):
                 taken_on = run.taken_on if picture.on_tokens else ""
-                found.setdefault(picture.name, []).append((run.name, taken_on, picture))
+                found.setdefault(picture.name, []).append(([run.name], taken_on, picture))
         for picture in pictures_together(name, runs):
-            only = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-            found[picture.name] = [(only, "", picture)]
+            found[picture.name] = [([run.name for run in runs], "", picture)]
     return found
 
 
@@ -120,7 +118,8 @@ def _stacked(drawn: Drawn) -> Figure:
     whole = [tall + foot for tall, foot in zip(heights, feet, strict=True)]
     figure = new_figure(sum(whole))
     strips = figure.subfigures(len(drawn), 1, squeeze=False, height_ratios=whole)[:, 0]
-    for strip, (run, taken_on, picture), tall in zip(strips, drawn, heights, strict=True):
+    for strip, (names, taken_on, picture), tall in zip(strips, drawn, heights, strict=True):
+        run = names[0] if len(names) == 1 else f"{len(names)} runs"
         if not taken_on:
             draw(strip, picture, run)
             continue

@@ -118,9 +118,8 @@ def block_statistics(
       (count, now, previous, first) -> (statistics, parts), in the order of `statistic_rules`, to be
       combined by `combine` on the host. The arrays are flat buffers of one `capacity`, on the CPU
       of one `tile` and `bfloat16_as_bits`, any float dtype, of which the first `count` elements
-      are the
-      block at three steps. Where one of them is given twice or thrice, what `derived_at` says is
-      left out, and 0.
+      are the block at three steps. Where one of them is given twice or thrice, what `derived_at`
+      says is left out, and 0.
     """
     if platform != "cpu":
         return jax.jit(lambda count, *buffers: _Pass(measures, platform, count).at_once(*buffers))

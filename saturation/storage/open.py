@@ -43,12 +43,8 @@ def open_folder(path: str | os.PathLike[str], shared: dict[str, Any] | None = No
         return LocalFolder(local)
     if local.exists():
         # T5X's own loader takes the index file inside a checkpoint for the checkpoint.
-        inside = local.name == "checkpoint"
-        return (
-            LocalFolder(local.parent)
-            if inside
-            else LocalFolder(local.parent).restricted_to(local.name)
-        )
+        folder = LocalFolder(local.parent)
+        return folder if local.name == "checkpoint" else folder.restricted_to(local.name)
     # TensorFlow calls a checkpoint by what the names of its files begin with.
     table = f"{local.name}.index"
     if (local.parent / table).is_file():

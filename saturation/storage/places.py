@@ -45,6 +45,15 @@ _LOGIN = {
     "gs": "; log in with 'gcloud auth application-default login'",
     "s3": "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
 }
+# What must be installed for a URL, and the extra that brings it.
+_NEEDS = {
+    "gs": ("gcsfs", "gcs"),
+    "gcs": ("gcsfs", "gcs"),
+    "s3": ("s3fs", "s3"),
+    "http": ("aiohttp", "hub"),
+    "https": ("aiohttp", "hub"),
+    "hf": ("huggingface_hub", "hub"),
+}
 # The versions that the answers to one read were of; a task of the event loop takes it over from the
 # thread that began it.
 _marks: ContextVar[list[str] | None] = ContextVar("_marks", default=None)
@@ -361,17 +370,6 @@ def require_length(data: bytes, start: int, stop: int) -> bytes:
     if len(data) != stop - start:
         raise OSError(f"{len(data)} bytes came where {stop - start} were asked for")
     return data
-
-
-# What must be installed for a URL, and the extra that brings it.
-_NEEDS = {
-    "gs": ("gcsfs", "gcs"),
-    "gcs": ("gcsfs", "gcs"),
-    "s3": ("s3fs", "s3"),
-    "http": ("aiohttp", "hub"),
-    "https": ("aiohttp", "hub"),
-    "hf": ("huggingface_hub", "hub"),
-}
 
 
 def require(url: str, scheme: str) -> None:

@@ -62,7 +62,7 @@ class MeasureShard:
 
 def write_report(run: str, folder: str) -> list[str]:
     """Draw the figures and the page of a measured run; return their paths."""
-    from saturation.experiment import report
+    from saturation.report.write import report
 
     return list(map(str, report([run], figures=f"{folder}/figures", page=f"{folder}/report.html")))
 

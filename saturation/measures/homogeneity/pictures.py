@@ -10,7 +10,7 @@ from jaxtyping import Float
 from saturation.measures.homogeneity.words import COSINE, DEGREE, scales
 from saturation.plots.colours import layer_looks
 from saturation.plots.panels import Axis, Line, Mark, Panel, Picture, Rule
-from saturation.plots.series import LAYER, RunTable, ordered_layers
+from saturation.plots.series import LAYER, RunTable, evenly, ordered_layers
 
 MOST_STEPS = 4  # panels side by side that can be read
 NEAREST = 1e-16  # of 1 − cos: what float64 tells from 0
@@ -28,7 +28,7 @@ def pictures(run: RunTable) -> Iterator[Picture]:
     steps = measured_steps(run, grid)
     if not len(steps):
         return
-    chosen = np.unique(steps[np.linspace(0, len(steps) - 1, MOST_STEPS).round().astype(int)])
+    chosen = evenly(steps.tolist(), MOST_STEPS)
     rows = [
         [distance_panel(run, grid, int(step)) for step in chosen],
         [degree_panel(run, grid, int(step)) for step in chosen],

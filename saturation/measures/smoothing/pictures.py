@@ -10,7 +10,7 @@ from jaxtyping import Float
 from saturation.measures.smoothing.words import STACKS, depth
 from saturation.plots.colours import BLACK, BLUE, GREY, VERMILION, shades
 from saturation.plots.panels import Axis, Dash, Line, Mark, Panel, Picture, Rule, Symbol
-from saturation.plots.series import RunTable, on_steps
+from saturation.plots.series import RunTable, evenly, on_steps
 
 CHECKPOINTS_SHOWN = 4
 READS = (
@@ -108,8 +108,7 @@ def changes(run: RunTable, stack: str, step: int, axis: Axis) -> Panel:
 def shown_steps(run: RunTable, stack: str) -> list[int]:
     """Return up to four steps of those measured: the first, the last, and two between."""
     steps = sorted({step for at in depth(run, stack, "hfc_lfc").values() for step in at})
-    chosen = np.linspace(0, len(steps) - 1, min(CHECKPOINTS_SHOWN, len(steps))).round().astype(int)
-    return [steps[index] for index in chosen]
+    return evenly(steps, CHECKPOINTS_SHOWN)
 
 
 def by_depth(run: RunTable, stack: str, metric: str, step: int) -> Float[np.ndarray, " states"]:

@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Complex128, Int
 
 from saturation.plots.panels import Axis, Dots, HeatMap, Line, Mark, Panel, Picture, Region, Rule
-from saturation.plots.series import RunTable, layer_medians, on_steps, quartiles
+from saturation.plots.series import RunTable, evenly, layer_medians, on_steps, quartiles
 from saturation.plots.spread import spread_panel
 
 KINDS = {"encoder": "attention", "decoder": "self_attention"}
@@ -53,7 +53,8 @@ def pictures(run: RunTable) -> Iterator[Picture]:
     """Yield planes of layers, and fractions and thresholds by step, where there are any."""
     stacks = [s for s in KINDS if len(run.eigenvalues) and layers_of(run, s)]
     rows: list[Sequence[Panel]] = [[stack_plane(run, s) for s in stacks]] if stacks else []
-    planes = [layer_plane(run, s, layer) for s in stacks for layer in _shown(run, s)]
+    shown = [(s, layer) for s in stacks for layer in evenly(layers_of(run, s), MOST_LAYERS)]
+    planes = [layer_plane(run, stack, layer) for stack, layer in shown]
     rows += [planes[start : start + COLUMNS] for start in range(0, len(planes), COLUMNS)]
     medians = [panel for row in ROWS if (panel := heat_map(run, *row)) is not None]
     trends = [
@@ -177,12 +178,4 @@ def thinned(values: Complex128[np.ndarray, " eigenvalues"]) -> Int[np.ndarray, "
     The one farthest from −1 decides what a head does, so it must not be thinned away.
     """
     order = np.argsort(np.abs(1 + values), kind="stable")
-    places = np.linspace(0, len(values) - 1, min(len(values), MOST_DOTS)).round().astype(int)
-    return np.sort(order[places])
-
-
-def _shown(run: RunTable, stack: str) -> list[int]:
-    """Return up to four layers of a stack, evenly chosen by depth."""
-    layers = layers_of(run, stack)
-    count = min(MOST_LAYERS, len(layers))
-    return [layers[i] for i in np.linspace(0, len(layers) - 1, count).round().astype(int)]
+    return np.sort(np.array(evenly(order.tolist(), MOST_DOTS), int))
