@@ -16,7 +16,6 @@ from t5_reference import nested
 
 from saturation.measures import MEASURES
 from saturation.measures.base import COMBINE, STEP, ActivationMeasure, expand_wildcards
-from saturation.models.axes import parameter_axes
 from saturation.runs.reduce import enable_x64
 from saturation.runtime.sharding import make_mesh, over_data, parameter_sharding
 
@@ -80,7 +79,7 @@ def observed_on_eight_devices():
     """Rows 0, 1, 2, 0 of the batch, each on two devices that split the model between them."""
     assert jax.device_count() == 8
     config, flat, _, tokens = case(**LENGTHS)
-    mesh, axes = make_mesh({"data": 4, "model": 2}), parameter_axes(config)
+    mesh, axes = make_mesh({"data": 4, "model": 2}), config.parameter_axes()
     params = {
         name: jax.device_put(array.astype(np.float32), parameter_sharding(mesh, axes[name], shape))
         for (name, array), shape in zip(

@@ -24,8 +24,9 @@ from t5_reference import (
 
 from saturation.errors import ArgumentError
 from saturation.models import T5, T5Config, valid_decoder_tokens, valid_encoder_tokens
+from saturation.models.config import ATTENTIONS
 from saturation.models.layers import relative_position_buckets
-from saturation.models.t5 import DecoderLayer, EncoderLayer
+from saturation.models.t5 import Layer
 from saturation.runs.reduce import enable_x64
 
 FORMS = {
@@ -410,17 +411,20 @@ def squared_norm(tree):
 def test_initial_norms_are_the_published_step_zero():
     """Merrill et al.'s series starts at 87.8 for every encoder layer and 470.6 for the blocks."""
     config = T5Config.published("t5-base")
-    x, mask = jnp.zeros((1, 1, config.emb_dim)), jnp.ones((1, 1, 1, 1), bool)
-    bias = jnp.zeros((1, config.num_heads, 1, 1))
-    names = config.attention_names()
+    x, ids = jnp.zeros((1, 1, config.emb_dim)), jnp.ones((1, 1), int)
+    streams = {"x": x, "encoded": x, "bias": jnp.zeros((1, config.num_heads, 1, 1))}
 
-    def initial(layer, stack, *args):
-        module = layer(config, name="layers_0")
-        tau = dict.fromkeys((n for n in names if n.startswith(stack)), 1.0)
-        return jax.jit(lambda key: module.init(key, *args, bias, tau))(jax.random.key(0))
+    def whole(layer):
+        found = streams
+        for name in ATTENTIONS[layer.stack]:
+            found, _ = layer.attend(name, found, {"encoder": ids, "decoder": ids}, 1.0)
+        return layer.feed_forward(found)
 
-    encoder = squared_norm(nn.unbox(initial(EncoderLayer, "encoder", x, mask)))
-    decoder = squared_norm(nn.unbox(initial(DecoderLayer, "decoder", x, x, mask)))
+    def initial(stack):
+        module = Layer(config, stack)
+        return jax.jit(lambda key: module.init(key, method=whole))(jax.random.key(0))
+
+    encoder, decoder = (squared_norm(nn.unbox(initial(s))) for s in ("encoder", "decoder"))
     assert np.sqrt(encoder) == pytest.approx(87.8, rel=5e-3)
     assert np.sqrt(12 * (encoder + decoder)) == pytest.approx(470.6, rel=5e-3)
 

@@ -9,7 +9,6 @@ from jax.sharding import PartitionSpec
 
 from saturation.errors import MeasureError
 from saturation.models import T5Config
-from saturation.models.axes import parameter_axes
 from saturation.runtime import sharding
 from saturation.runtime.sharding import (
     SPLIT,
@@ -78,7 +77,7 @@ def test_a_model_too_large_for_a_device_is_split(monkeypatch, nbytes, model):
 @pytest.mark.parametrize("name", ["t5-base", "t5-v1_1-small", "umt5-small"])
 def test_every_axis_of_every_parameter_has_a_name(name):
     config = T5Config.published(name)
-    axes, shapes = parameter_axes(config), config.parameter_shapes()
+    axes, shapes = config.parameter_axes(), config.parameter_shapes()
     assert {name: len(names) for name, names in axes.items()} == {
         name: len(shape) for name, shape in shapes.items()
     }

@@ -5,20 +5,18 @@ Names are those of T5X's minimal example. Nothing here needs JAX.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from saturation.errors import ArgumentError
+from saturation.models.base import Attention, ModelConfig, Shape, Stack
 from saturation.models.eigenvalues import SPECTRA
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class T5Config:
+class T5Config(ModelConfig):
     """Everything that fixes a T5's parameters and its forward pass.
 
     Attributes:
@@ -42,6 +40,9 @@ class T5Config:
       attention_spectrum: "sharpen", "smooth" or "free": every self-attention's heads are V Λ V⁻¹
         with eigenvalues of that kind (see `models.eigenvalues`); None is T5.
     """
+
+    family: ClassVar[str] = "t5"
+    home: ClassVar[str] = "saturation.models.t5_stages"
 
     vocab_size: int
     emb_dim: int
@@ -107,6 +108,11 @@ class T5Config:
         return cls(**_FAMILIES[family], **dict(zip(_SIZE_FIELDS, sizes, strict=True)))
 
     @classmethod
+    def recognises(cls, names: Iterable[str]) -> bool:
+        """Whether parameters of these names are a T5's: those of an encoder and a decoder."""
+        return any(name.startswith("encoder/layers_0/attention/") for name in names)
+
+    @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> T5Config:
         """Infer the configuration from the arrays' names and shapes.
 
@@ -168,29 +174,58 @@ class T5Config:
         """Whether the feed-forward block multiplies two input projections."""
         return len(self.mlp_activations) > 1
 
-    @property
-    def num_parameters(self) -> int:
-        """The number of scalars in all arrays together."""
-        return sum(math.prod(shape) for shape in self.parameter_shapes().values())
-
     def parameter_shapes(self) -> dict[str, Shape]:
         """Every array's T5X name and shape, in the order of the forward pass."""
         shapes = {"token_embedder/embedding": (self.vocab_size, self.emb_dim)}
-        shapes |= self._stack_shapes("encoder", self.num_encoder_layers, ("attention",))
-        shapes |= self._stack_shapes(
-            "decoder", self.num_decoder_layers, ("self_attention", "encoder_decoder_attention")
-        )
+        for stack in self.stacks:
+            shapes |= self._stack_shapes(stack.name, len(stack.layers), ATTENTIONS[stack.name])
         if not self.logits_via_embedding:
             shapes["decoder/logits_dense/kernel"] = (self.emb_dim, self.vocab_size)
         return shapes
 
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The encoder and the decoder."""
+        return (
+            Stack.of("encoder", self.num_encoder_layers),
+            Stack.of("decoder", self.num_decoder_layers),
+        )
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """Every attention, in the order of the forward pass."""
+        return tuple(
+            self._attention(stack.name, layer, name)
+            for stack in self.stacks
+            for layer in stack.layers
+            for name in ATTENTIONS[stack.name]
+        )
+
+    def _attention(self, stack: str, layer: str, name: str) -> Attention:
+        cross = name not in SELF_ATTENTIONS
+        return Attention(
+            path=f"{layer}/{name}",
+            stack=stack,
+            kind="cross" if cross else "self",
+            causal=stack == "decoder" and not cross,
+            # Values of cross-attention are made of what the encoder's last norm leaves.
+            norm="encoder/encoder_norm/scale" if cross else f"{layer}/{NORM_BEFORE[name]}/scale",
+            num_heads=self.num_heads,
+            num_key_value_heads=self.num_heads,
+            head_dim=self.head_dim,
+            keys_stack="encoder" if cross else stack,
+            norm_kind="rms",
+            epsilon=self.layer_norm_epsilon,
+        )
+
+    @property
+    def longest_sum(self) -> int:
+        """The longest contraction over parameters: the largest width there is."""
+        return max(self.emb_dim, self.num_heads * self.head_dim, self.mlp_dim)
+
     def attention_names(self) -> tuple[str, ...]:
         """The path of every attention, such as `decoder/layers_0/self_attention`."""
-        return tuple(
-            name.removesuffix("/query/kernel")
-            for name in self.parameter_shapes()
-            if name.endswith("/query/kernel")
-        )
+        return tuple(attention.path for attention in self.attentions)
 
     def _stack_shapes(
         self, stack: str, num_layers: int, attentions: tuple[str, ...]
@@ -236,6 +271,12 @@ NORM_BEFORE = {
 
 
 SELF_ATTENTIONS = ("attention", "self_attention")
+
+# Of each stack's layers, in the order of the forward pass.
+ATTENTIONS = {
+    "encoder": ("attention",),
+    "decoder": ("self_attention", "encoder_decoder_attention"),
+}
 
 
 def input_projections(activations: tuple[str, ...]) -> tuple[str, ...]:

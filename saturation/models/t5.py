@@ -8,9 +8,8 @@ normalised stream, and the stream is normalised once more at the end of each sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,7 +18,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from saturation.attention import at_least_float32
 from saturation.errors import ArgumentError
-from saturation.models.config import T5Config
+from saturation.models.base import ATTENTION_TAPS, Arrays, Streams, Taps
+from saturation.models.config import ATTENTIONS, NORM_BEFORE, SELF_ATTENTIONS, T5Config
 from saturation.models.layers import (
     Embedding,
     FeedForward,
@@ -29,7 +29,6 @@ from saturation.models.layers import (
     RMSNorm,
 )
 
-Taps = dict[str, Array]
 Temperatures = Mapping[str, ArrayLike]
 
 
@@ -66,8 +65,8 @@ class T5(nn.Module):
         """Name the parts as T5X does."""
         config = self.config
         self.token_embedder = Embedding(config.vocab_size, config.emb_dim, self.dtype)
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.encoder = ResidualStack(config, "encoder")
+        self.decoder = ResidualStack(config, "decoder")
 
     def __call__(
         self,
@@ -120,11 +119,9 @@ class T5(nn.Module):
     ) -> tuple[Float[Array, "batch length embed"], Taps]:
         """Return the encoder's output and taps; arguments as for the whole model."""
         _refuse_positional("encode", "encoder_input_tokens", unexpected)
-        tokens = _checked_tokens("encoder_input_tokens", encoder_input_tokens)
-        mask = valid_encoder_tokens(tokens)[:, None, None, :]
-        temperatures = self._temperatures(temperature)
-        encoded, taps = self.encoder(self.token_embedder(tokens), mask, temperatures)
-        return encoded, _named("encoder", taps, attention_weights)
+        tokens = {"encoder": _checked_tokens("encoder_input_tokens", encoder_input_tokens)}
+        streams, taps = self._through("encoder", {}, tokens, temperature)
+        return streams["encoded"], taps if attention_weights else _without_inner(taps)
 
     def decode(
         self,
@@ -138,16 +135,51 @@ class T5(nn.Module):
         """Return the logits and the decoder's taps, given the encoder's output and its tokens."""
         names = "encoded, encoder_input_tokens, decoder_input_tokens"
         _refuse_positional("decode", names, unexpected)
-        tokens = _checked_tokens("decoder_input_tokens", decoder_input_tokens)
-        sources = _checked_tokens("encoder_input_tokens", encoder_input_tokens)
-        logits, taps = self.decoder(
-            self.token_embedder(tokens),
-            encoded,
-            valid_encoder_tokens(sources)[:, None, None, :],
-            self._temperatures(temperature),
-            attend=self.token_embedder.attend,
-        )
-        return logits, _named("decoder", taps, attention_weights)
+        tokens = {
+            "encoder": _checked_tokens("encoder_input_tokens", encoder_input_tokens),
+            "decoder": _checked_tokens("decoder_input_tokens", decoder_input_tokens),
+        }
+        streams, taps = self._through("decoder", {"encoded": encoded}, tokens, temperature)
+        _, head = self.run_stage(Place("decoder", None, "head"), streams, tokens)
+        return head["logits"], taps if attention_weights else _without_inner(taps)
+
+    def run_stage(
+        self, place: Place, streams: Streams, tokens: Arrays, temperature: ArrayLike = 1.0
+    ) -> tuple[Streams, Taps]:
+        """Return the streams behind one stage of the model, and its taps (`models.base.Stage`).
+
+        Args:
+          place: which.
+          streams: those it reads: `x`, (batch, length, embed), the stack's `bias` where it has one,
+            and in the decoder `encoded`, the encoder's output.
+          tokens: {"encoder": ids, "decoder": ids}, each (batch, length).
+          temperature: of its attention.
+        """
+        stack: ResidualStack = getattr(self, place.stack)
+        if place.part == "embedding":
+            return stack.start(self.token_embedder(tokens[place.stack])), {}
+        if place.part == "final":
+            return stack.end(streams), {}
+        if place.part == "head":
+            return {}, {"logits": stack.logits(streams["x"], self.token_embedder.attend)}
+        layer: Layer = getattr(stack, f"layers_{place.layer}")
+        if place.part == "mlp":
+            return layer.feed_forward(streams), {}
+        return layer.attend(place.part, streams, tokens, temperature)
+
+    def _through(
+        self, stack: str, streams: Streams, tokens: Arrays, temperature: ArrayLike | Temperatures
+    ) -> tuple[Streams, Taps]:
+        """Return the streams behind a stack's last norm, and every tap by its path."""
+        temperatures = self._temperatures(temperature)
+        taps: Taps = {}
+        for place in places(self.config, stack):
+            found, inner = self.run_stage(place, streams, tokens, temperatures.get(place.path, 1.0))
+            streams = streams | found
+            taps |= {f"{place.path}/{name}": tap for name, tap in inner.items()}
+            if place.scope is not None:
+                taps[place.scope] = streams[place.state]
+        return streams, taps
 
     def _temperatures(self, temperature: ArrayLike | Temperatures) -> Temperatures:
         """The temperature of every attention by its path."""
@@ -162,148 +194,153 @@ class T5(nn.Module):
         return {name: temperature.get(name, 1.0) for name in names}
 
 
-class Encoder(nn.Module):
-    """The encoder's layers and final norm."""
+class ResidualStack(nn.Module):
+    """The layers of one stack, its relative bias, final norm and, of the decoder, output head.
+
+    Attributes:
+      config: sizes and form.
+      stack: "encoder" or "decoder".
+    """
 
     config: T5Config
+    stack: str
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch length embed"],
-        mask: Bool[Array, "batch 1 1 length"],
-        temperatures: Temperatures,
-    ) -> tuple[Float[Array, "batch length embed"], Taps]:
-        """Return the normalised stream and the stack's taps."""
-        config, taps = self.config, {"embedding": x}
-        bias = None if config.per_layer_relative_bias else _relative_bias(config, x, True)
-        for i in range(config.num_encoder_layers):
-            layer = EncoderLayer(config, name=f"layers_{i}")
-            x, inner = layer(x, mask, bias, temperatures)
-            taps |= {f"layers_{i}": x} | _under(f"layers_{i}", inner)
-        taps["final"] = RMSNorm(config.layer_norm_epsilon, name="encoder_norm")(x)
-        return taps["final"], taps
+    def setup(self) -> None:
+        """Name the parts as T5X does."""
+        config = self.config
+        if not config.per_layer_relative_bias:
+            self.relpos_bias = RelativePositionBias(config, self.stack == "encoder")
+        for number in range(_num_layers(config, self.stack)):
+            setattr(self, f"layers_{number}", Layer(config, self.stack))
+        setattr(self, f"{self.stack}_norm", RMSNorm(config.layer_norm_epsilon))
+        if self.stack == "decoder" and not config.logits_via_embedding:
+            self.logits_dense = Kernel(config.vocab_size, ("embed", "vocab"))
 
+    def start(self, x: Float[Array, "batch length embed"]) -> Streams:
+        """Return the streams behind the embedding: `x`, and the `bias` that the layers share."""
+        if self.config.per_layer_relative_bias:
+            return {"x": x}
+        length = x.shape[-2]
+        return {"x": x, "bias": self.relpos_bias(length, length)}
 
-class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward."""
+    def end(self, streams: Streams) -> Streams:
+        """Return the normalised stream: `x` of the decoder, `encoded` of the encoder.
 
-    config: T5Config
+        Behind the encoder those streams that wait under `decoder` are the next ones.
+        """
+        x = getattr(self, f"{self.stack}_norm")(streams["x"])
+        return {"x": x} if self.stack == "decoder" else {"encoded": x, **streams.get("decoder", {})}
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch length embed"],
-        mask: Bool[Array, "batch 1 1 length"],
-        bias: Float[Array, "1 heads length length"] | None,
-        temperatures: Temperatures,
-    ) -> tuple[Float[Array, "batch length embed"], Taps]:
-        """Return the stream after the block and the taps; without a bias, the layer has one."""
-        config, path = self.config, f"encoder/{self.name}"
-        norm = partial(RMSNorm, config.layer_norm_epsilon)
-        if bias is None:
-            bias = _relative_bias(config, x, True)
-
-        y = norm(name="pre_attention_layer_norm")(x)
-        y, taps = MultiHeadAttention(config, config.attention_spectrum, name="attention")(
-            y, y, mask, bias, temperatures[f"{path}/attention"]
-        )
-        x = x + y
-
-        y = norm(name="pre_mlp_layer_norm")(x)
-        x = x + FeedForward(config, name="mlp")(y)
-        return x, _under("attention", taps)
-
-
-class Decoder(nn.Module):
-    """The decoder's layers, final norm and output head."""
-
-    config: T5Config
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch length embed"],
-        encoded: Float[Array, "batch key embed"],
-        encoder_mask: Bool[Array, "batch 1 1 key"],
-        temperatures: Temperatures,
-        attend: Callable[[Array], Array],
-    ) -> tuple[Float[Array, "batch length vocab"], Taps]:
-        """Return the logits and the stack's taps; `attend` is the tied head."""
-        config, taps = self.config, {"embedding": x}
-        bias = None if config.per_layer_relative_bias else _relative_bias(config, x, False)
-        for i in range(config.num_decoder_layers):
-            layer = DecoderLayer(config, name=f"layers_{i}")
-            x, inner = layer(x, encoded, encoder_mask, bias, temperatures)
-            taps |= {f"layers_{i}": x} | _under(f"layers_{i}", inner)
-        x = RMSNorm(config.layer_norm_epsilon, name="decoder_norm")(x)
-        taps["final"] = x
+    def logits(
+        self, x: Float[Array, "batch length embed"], attend: Callable[[Array], Array]
+    ) -> Float[Array, "batch length vocab"]:
+        """Return the logits; `attend` is the tied head."""
+        config = self.config
         wide = x.astype(at_least_float32(x.dtype))
-        head = attend
-        if not config.logits_via_embedding:
-            head = Kernel(config.vocab_size, ("embed", "vocab"), name="logits_dense")
-        logits = head(wide)
+        logits = attend(wide) if config.logits_via_embedding else self.logits_dense(wide)
         if config.scales_logits:
             logits = logits / jnp.sqrt(config.emb_dim).astype(logits.dtype)
-        return logits, taps
+        return logits
 
 
-class DecoderLayer(nn.Module):
-    """Causal self-attention, attention to the encoder's output, and feed-forward."""
+class Layer(nn.Module):
+    """One block of either stack: its attentions, in the order of `ATTENTIONS`, and feed-forward.
+
+    Attributes:
+      config: sizes and form.
+      stack: "encoder" or "decoder".
+    """
 
     config: T5Config
+    stack: str
 
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch length embed"],
-        encoded: Float[Array, "batch key embed"],
-        encoder_mask: Bool[Array, "batch 1 1 key"],
-        bias: Float[Array, "1 heads length length"] | None,
-        temperatures: Temperatures,
-    ) -> tuple[Float[Array, "batch length embed"], Taps]:
-        """Return the stream after the block and the taps; without a bias, the layer has one."""
-        config, path = self.config, f"decoder/{self.name}"
-        norm = partial(RMSNorm, config.layer_norm_epsilon)
-        if bias is None:
-            bias = _relative_bias(config, x, False)
-        length = x.shape[-2]
-        causal = jnp.tril(jnp.ones((length, length), bool))[None, None]  # (1, 1, query, key)
+    def setup(self) -> None:
+        """Name the parts as T5X does."""
+        config = self.config
+        if config.per_layer_relative_bias:
+            self.relpos_bias = RelativePositionBias(config, self.stack == "encoder")
+        for name in ATTENTIONS[self.stack]:
+            setattr(self, NORM_BEFORE[name], RMSNorm(config.layer_norm_epsilon))
+            spectrum = config.attention_spectrum if name in SELF_ATTENTIONS else None
+            setattr(self, name, MultiHeadAttention(config, spectrum))
+        self.pre_mlp_layer_norm = RMSNorm(config.layer_norm_epsilon)
+        self.mlp = FeedForward(config)
 
-        y = norm(name="pre_self_attention_layer_norm")(x)
-        attention = MultiHeadAttention(config, config.attention_spectrum, name="self_attention")
-        y, self_taps = attention(y, y, causal, bias, temperatures[f"{path}/self_attention"])
-        x = x + y
+    def attend(
+        self, name: str, streams: Streams, tokens: Arrays, temperature: ArrayLike
+    ) -> tuple[Streams, Taps]:
+        """Return the stream with what one attention adds to it, and the attention's taps."""
+        x = streams["x"]
+        y = getattr(self, NORM_BEFORE[name])(x)
+        keys_from, bias = (y, streams.get("bias")) if name in SELF_ATTENTIONS else (
+            streams["encoded"], None)  # fmt: skip
+        if name in SELF_ATTENTIONS and self.config.per_layer_relative_bias:
+            bias = self.relpos_bias(x.shape[-2], x.shape[-2])
+        mask = _allowed(name, x.shape[-2], tokens)
+        y, taps = getattr(self, name)(y, keys_from, mask, bias, temperature)
+        return {**streams, "x": x + y}, taps
 
-        y = norm(name="pre_cross_attention_layer_norm")(x)
-        y, cross_taps = MultiHeadAttention(config, name="encoder_decoder_attention")(
-            y, encoded, encoder_mask, None, temperatures[f"{path}/encoder_decoder_attention"]
-        )
-        x = x + y
-
-        y = norm(name="pre_mlp_layer_norm")(x)
-        x = x + FeedForward(config, name="mlp")(y)
-        taps = _under("self_attention", self_taps)
-        return x, taps | _under("encoder_decoder_attention", cross_taps)
-
-
-def _relative_bias(
-    config: T5Config, x: Float[Array, "batch length embed"], bidirectional: bool
-) -> Float[Array, "1 heads length length"]:
-    """The bias of the stack, or of the layer, that calls this."""
-    length = x.shape[-2]
-    return RelativePositionBias(config, bidirectional, name="relpos_bias")(length, length)
+    def feed_forward(self, streams: Streams) -> Streams:
+        """Return the stream with what the feed-forward block adds to it."""
+        x = streams["x"]
+        return {**streams, "x": x + self.mlp(self.pre_mlp_layer_norm(x))}
 
 
-def _under(path: str, taps: Taps) -> Taps:
-    return {f"{path}/{name}": tap for name, tap in taps.items()}
+def _allowed(name: str, length: int, tokens: Arrays) -> Bool[Array, "#batch 1 #query key"]:
+    """Which keys each query may attend to: earlier ones, or all of the encoder's tokens."""
+    if name == "self_attention":
+        return jnp.tril(jnp.ones((length, length), bool))[None, None]
+    return valid_encoder_tokens(tokens["encoder"])[:, None, None, :]
 
 
-def _named(stack: str, taps: Taps, attention_weights: bool) -> Taps:
-    if not attention_weights:
-        inner = ("/weights", "/scores", "/output", "/query", "/key", "/bias")
-        taps = {k: tap for k, tap in taps.items() if not k.endswith(inner)}
-    return _under(stack, taps)
+class Place(NamedTuple):
+    """Where in the model a stage is.
+
+    Attributes:
+      stack: "encoder" or "decoder".
+      layer: the number of the layer; None outside of the layers.
+      part: "embedding", the name of an attention, "mlp", "final" or "head".
+    """
+
+    stack: str
+    layer: int | None
+    part: str
+
+    @property
+    def path(self) -> str:
+        """Such as `encoder/layers_0/attention`, or `encoder/final`."""
+        inner = () if self.layer is None else (f"layers_{self.layer}",)
+        return "/".join((self.stack, *inner, self.part))
+
+    @property
+    def scope(self) -> str | None:
+        """The scope of the state that the stage completes, if it does one."""
+        if self.part in ("embedding", "mlp", "final"):
+            return self.path.removesuffix("/mlp")
+        return None
+
+    @property
+    def state(self) -> str:
+        """Which stream that state is."""
+        return "encoded" if (self.stack, self.part) == ("encoder", "final") else "x"
+
+
+def places(config: T5Config, stack: str) -> Iterator[Place]:
+    """Yield the places of a stack, in the order of the forward pass, without the head."""
+    yield Place(stack, None, "embedding")
+    for number in range(_num_layers(config, stack)):
+        for part in (*ATTENTIONS[stack], "mlp"):
+            yield Place(stack, number, part)
+    yield Place(stack, None, "final")
+
+
+def _num_layers(config: T5Config, stack: str) -> int:
+    return config.num_encoder_layers if stack == "encoder" else config.num_decoder_layers
+
+
+def _without_inner(taps: Taps) -> Taps:
+    """The taps without those of attentions' inside."""
+    return {k: tap for k, tap in taps.items() if k.rpartition("/")[2] not in ATTENTION_TAPS}
 
 
 def _refuse_positional(method: str, names: str, unexpected: tuple[Any, ...]) -> None:

@@ -149,12 +149,11 @@ class _Pass:
     def __init__(
         self, config: T5Config, measures: Sequence[ActivationMeasure], settings: ActivationSettings
     ) -> None:
-        from saturation.models.axes import parameter_axes
 
         self._settings = settings
         self._joint_sequences = settings.joint_sequences_of(config)
         self._mesh = make_mesh(settings.mesh, 4 * config.num_parameters)
-        axes = parameter_axes(config)
+        axes = config.parameter_axes()
         self._shardings = {
             name: parameter_sharding(self._mesh, axes[name], shape)
             for name, shape in config.parameter_shapes().items()
