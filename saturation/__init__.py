@@ -19,22 +19,27 @@ if TYPE_CHECKING:
     from saturation.attention import tempered_softmax
     from saturation.growth.fit import fit_growth
     from saturation.limit import saturate, scale_parameters
-    from saturation.results.table import load_results
+    from saturation.results.table import load_results, load_vectors
     from saturation.runs.measure import measure
+    from saturation.runs.settings import ActivationSettings
     from saturation.trajectory.trajectory import open_trajectory
 
 _HOME = {
     "open_trajectory": "saturation.trajectory.trajectory",
     "measure": "saturation.runs.measure",
+    "ActivationSettings": "saturation.runs.settings",
     "load_results": "saturation.results.table",
+    "load_vectors": "saturation.results.table",
     "fit_growth": "saturation.growth.fit",
     "tempered_softmax": "saturation.attention",
     "saturate": "saturation.limit",
     "scale_parameters": "saturation.limit",
 }
 __all__ = [
+    "ActivationSettings",
     "fit_growth",
     "load_results",
+    "load_vectors",
     "measure",
     "open_trajectory",
     "saturate",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+import dataclasses
+from typing import Any
 
-from saturation.config import Natural, Section
+from pydantic import Field, TypeAdapter, field_validator, model_validator
+
+from saturation.config.files import Section, know_every_key
+from saturation.config.options import Natural
 from saturation.report.write import report
-from saturation.runs.config import ActivationsConfig
+from saturation.runs.options import activation_options, option_class
 from saturation.runtime.progress import Progress
 from saturation.runtime.signals import stop_requested
 from saturation.training.config import PretrainConfig
@@ -24,19 +28,19 @@ def run_experiment(config: ExperimentConfig) -> str:
     from saturation.runs.settings import read_settings
     from saturation.trajectory.trajectory import open_trajectory
 
-    asked = config.activations.model_dump()
     if config.pretrain is None:
         trajectory = open_trajectory(str(config.trajectory), config.steps)
-        settings = read_settings(config.measures, trajectory=trajectory, **asked)
+        settings = read_settings(config.measures, trajectory=trajectory, options=config.activations)
     else:
         from saturation.text.vocabulary import embedding_rows, open_to_pretrain
         from saturation.training import pretrain
 
         # What cannot be read, or is of another vocabulary, is said before anything is trained.
         own = config.pretrain.text.vocabulary
-        settings = read_settings(
-            config.measures, **{**asked, "vocabulary": asked["vocabulary"] or own}
+        options = dataclasses.replace(
+            config.activations, vocabulary=config.activations.vocabulary or own
         )
+        settings = read_settings(config.measures, options=options)
         if settings is not None:
             rows = embedding_rows(open_to_pretrain(own))
             settings.refuse_other_vocabulary(rows, config.pretrain.out)
@@ -68,7 +72,8 @@ class ExperimentConfig(Section):
         trajectory: path or URL of one that exists.
         measures: their names.
         steps: which checkpoints: all, `START:STOP:EVERY` or a list.
-        activations: the tokens that measures of activations are taken on, and how.
+        activations: what measures of activations are taken on, and how: the options of
+            `saturation measure` as keys, made into what `activation_options` returns.
         page: file of an interactive page, `report.html`.
     """
 
@@ -78,8 +83,15 @@ class ExperimentConfig(Section):
     trajectory: str | None = None
     measures: tuple[str, ...] = ("norms", "direction")
     steps: str | tuple[Natural, ...] | None = None
-    activations: ActivationsConfig = ActivationsConfig()
+    activations: Any = Field(default_factory=activation_options)
     page: str | None = None
+
+    @field_validator("activations", mode="plain")
+    @classmethod
+    def _options(cls, data: Any) -> Any:
+        kind = option_class()
+        known = [one.name for one in dataclasses.fields(kind)]
+        return TypeAdapter(kind).validate_python(know_every_key(data, known))
 
     @model_validator(mode="after")
     def _one_trajectory(self) -> ExperimentConfig:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saturation.config import load_config
+from saturation.config.files import load_config
 from saturation.errors import ConfigError
 from saturation.experiment import ExperimentConfig
 from saturation.training.config import CheckpointConfig, PretrainConfig

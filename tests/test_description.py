@@ -9,7 +9,7 @@ import pytest
 from made_trajectory import write_trajectory
 
 import saturation
-from saturation.errors import MeasureError, ResultsError
+from saturation.errors import ConfigError, ResultsError
 from saturation.results.folder import RunFolder
 from saturation.runs.plan import Shard, planned_work
 from saturation.runs.settings import ActivationSettings
@@ -84,7 +84,9 @@ def test_other_settings_are_named_and_another_file_of_the_same_tokens_is_not_one
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0.0, -1.0])
 def test_a_scale_by_which_no_limit_is_approached_is_refused(scale, tmp_path: Path) -> None:
-    with pytest.raises(MeasureError, match="is a positive number, such as 1000; found"):
+    with pytest.raises(
+        ConfigError, match=r"scale: (more than 0|less than inf) was expected, found"
+    ):
         settings(tmp_path / "a.jsonl", [1], scale=scale)
 
 

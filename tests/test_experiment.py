@@ -11,11 +11,11 @@ import yaml
 from made_trajectory import write_trajectory
 
 import saturation
-from saturation.config import load_config
+from saturation.config.files import load_config
 from saturation.errors import ConfigError
 from saturation.experiment import ExperimentConfig, run_experiment
 from saturation.models.base import LIMITS
-from saturation.runs.config import ActivationsConfig
+from saturation.runs.options import activation_options
 from saturation.runs.settings import ActivationSettings, read_settings
 from saturation.text.sequences import read_tokens
 
@@ -55,8 +55,10 @@ def test_measures_of_activations_are_taken_on_the_tokens_the_file_names(tmp_path
 
 
 def test_without_the_section_they_are_taken_on_what_the_command_line_takes_them_on() -> None:
-    assert ActivationsConfig().limits == LIMITS
-    by_file = read_settings(["heads", "scan"], **ActivationsConfig().model_dump())
+    config = ExperimentConfig(out="run", report="figures", trajectory="t")
+    assert config.activations == activation_options()
+    assert config.activations.limits == LIMITS
+    by_file = read_settings(["heads", "scan"], options=config.activations)
     by_default = read_settings(["heads", "scan"])
     assert by_file is not None
     assert by_default is not None

@@ -15,14 +15,19 @@ import numpy as np
 import pytest
 from made_trajectory import canonical, write_trajectory
 from page_reader import Reader, sections_of
+from pydantic import ValidationError
 
 import saturation
 import saturation.measures
 from saturation.cli import commands
-from saturation.errors import MeasureError
+from saturation.config.options import described
+from saturation.errors import ConfigError, MeasureError
+from saturation.experiment import ExperimentConfig
 from saturation.measures import MEASURES
 from saturation.report import summarize
 from saturation.results.table import load_results
+from saturation.runs.options import COMMON, activation_options, measure_options
+from saturation.runs.settings import ActivationSettings, read_settings
 
 ROOM = {
     "__init__.py": """
@@ -94,24 +99,58 @@ WORDS = Words(
 )
 """,
 }
+WITH_OPTIONS = {
+    "__init__.py": """
+from saturation.measures.reach.measure import REACH as MEASURE
+""",
+    "measure.py": """
+from saturation.measures.base import ActivationMeasure
+
+REACH = ActivationMeasure(
+    name="reach",
+    definition="nothing",
+    source="a test",
+    statistics={"tokens": "sum"},
+    observe=lambda outputs: {},
+    metrics=lambda statistics: {"tokens": statistics["tokens"]},
+)
+""",
+    "options.py": """
+from dataclasses import dataclass
+from typing import Annotated
+
+from saturation.config.options import Count, Option, Options
+
+
+@dataclass(frozen=True)
+class ReachOptions(Options):
+    farthest: Annotated[Count, Option("The farthest key that counts.", "KEYS")] = 7
+
+
+OPTIONS = ReachOptions
+""",
+}
 STEPS = (0, 10, 30)
 
 
 @pytest.fixture
-def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The room beside the package's, and its line in the registry."""
-    room = tmp_path / "measures" / "smallness"
+def registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """A room beside the package's, {file: its code}, and its line in the registry."""
+    name, files = getattr(request, "param", ("smallness", ROOM))
+    room = tmp_path / "measures" / name
     room.mkdir(parents=True)
-    for name, code in ROOM.items():
-        (room / name).write_text(code, encoding="utf-8")
+    for file, code in files.items():
+        (room / file).write_text(code, encoding="utf-8")
     beside = [*saturation.measures.__path__, str(room.parent)]
     monkeypatch.setattr(saturation.measures, "__path__", beside)
-    measure = import_module("saturation.measures.smallness").MEASURE
-    monkeypatch.setitem(MEASURES, "smallness", measure)
+    measure = import_module(f"saturation.measures.{name}").MEASURE
+    monkeypatch.setitem(MEASURES, name, measure)
     yield
-    for name in [name for name in sys.modules if name.startswith("saturation.measures.smallness")]:
-        del sys.modules[name]
-    del saturation.measures.smallness
+    for module in [one for one in sys.modules if one.startswith(f"saturation.measures.{name}")]:
+        del sys.modules[module]
+    delattr(saturation.measures, name)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -184,3 +223,33 @@ def test_it_is_compared_and_missed_and_explained(
     assert "smallness" in json.loads(capsys.readouterr().out)
     with pytest.raises(MeasureError, match=r"there are: norms, .*, smallness"):
         saturation.measure(opened, ["nothing"], str(tmp_path / "none"))
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("registered", [("reach", WITH_OPTIONS)], indirect=True)
+def test_the_options_of_a_measure_are_a_file_of_its_room(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    call(monkeypatch, "measure", "--help")
+    shown = capsys.readouterr().out.partition("Options of reach")[2]
+    for said in ("--farthest", "KEYS", "The farthest key that counts.", "[default: 7]"):
+        assert said in shown
+
+    places = {"out": "run", "report": "figures", "trajectory": "t"}
+    config = ExperimentConfig.model_validate({**places, "activations": {"farthest": 3}})
+    assert config.activations == activation_options(farthest=3)
+    with pytest.raises(
+        ValidationError, match=r"activations\.farthest\n.*greater than or equal to 1"
+    ):
+        ExperimentConfig.model_validate({**places, "activations": {"farthest": 0}})
+    with pytest.raises(ConfigError, match="farthest: at least 1 was expected, found 0"):
+        ActivationSettings(farthest=0)
+    for settings in (ActivationSettings(farthest=3), read_settings(["reach"], farthest=3)):
+        assert settings is not None
+        assert settings.farthest == settings.fingerprint()["farthest"] == 3
+
+
+def test_no_two_rooms_have_an_option_of_one_name() -> None:
+    names = [one.name for kind in (*COMMON, *measure_options().values()) for one in described(kind)]
+    assert len(names) == len(set(names))

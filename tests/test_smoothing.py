@@ -337,7 +337,9 @@ def test_sequences_are_iterated_in_their_order_until_there_are_enough():
     encoder = np.array([[3, 0, 0], [3, 4, 0], [0, 0, 0], [5, 6, 7], [8, 9, 1]], np.int32)
     tokens = TokenBatch(encoder, encoder, "made")
     asked = {
-        count: [each.tolist() for *_, each in ActivationSettings(tokens, 2).batches(1, count)]
+        count: [
+            each.tolist() for *_, each in ActivationSettings(tokens, batch_size=2).batches(1, count)
+        ]
         for count in (0, 2, 9)
     }
     assert asked[0] == [[False, False]] * 3

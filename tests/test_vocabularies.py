@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import saturation
 from saturation.cli.commands import app
-from saturation.config import load_config
+from saturation.config.files import load_config
 from saturation.errors import ConfigError, FormerVersionWarning, MeasureError, SaturationError
 from saturation.experiment import ExperimentConfig, run_experiment
 from saturation.measures.heads.measure import HEADS

@@ -6,21 +6,25 @@ Exit 0: all that was asked is done. 1: it failed, with one clear sentence on std
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from saturation.cli.measure import measure_trajectory
+from saturation.cli.options import (
+    JsonOption,
+    RunArgument,
+    StepsOption,
+    TrajectoryArgument,
+    WithActivationOptions,
+)
+from saturation.cli.output import print_result, progress_of, say
 from saturation.errors import SaturationError, Stopped, escaped
 from saturation.runtime.progress import Forgiving
 from saturation.runtime.signals import stop_requested
 from saturation.runtime.tuning import before_imports
-
-if TYPE_CHECKING:
-    from saturation.runtime.progress import Progress
 
 EXIT_FAILED, EXIT_RESUMABLE = 1, 75
 _MOST_CHARACTERS = 2000  # of an error: a name may have any number
@@ -33,15 +37,6 @@ app = typer.Typer(
     "from its checkpoints. Add --debug to any command for a traceback of its error.",
 )
 
-TrajectoryArgument = Annotated[
-    str, typer.Argument(metavar="TRAJECTORY", help="A folder of checkpoints.")
-]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A folder that `measure` wrote.")]
-StepsOption = Annotated[
-    str | None,
-    typer.Option("--steps", metavar="START:STOP:EVERY", help="Steps to take; STOP is included."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 PartialOption = Annotated[bool, typer.Option("--partial", help="Take an incomplete run as it is.")]
 SetOption = Annotated[
     list[str] | None,
@@ -82,7 +77,7 @@ def list_trajectory(
     from saturation.trajectory.trajectory import open_trajectory
 
     described = describe_trajectory(open_trajectory(trajectory, steps))
-    _print(described if as_json else trajectory_text(described))
+    print_result(described if as_json else trajectory_text(described))
 
 
 @app.command("measures")
@@ -91,158 +86,10 @@ def list_measures(as_json: JsonOption = False) -> None:
     from saturation.cli.text import describe_measures, measures_text
 
     described = describe_measures()
-    _print(described if as_json else measures_text(described))
+    print_result(described if as_json else measures_text(described))
 
 
-@app.command("measure")
-def measure_trajectory(
-    trajectory: TrajectoryArgument,
-    measures: Annotated[
-        str, typer.Option("--measures", metavar="NAME[,NAME…]", help="See `saturation measures`.")
-    ],
-    out: Annotated[str, typer.Option("--out", metavar="RUN", help="Folder or URL to write to.")],
-    steps: StepsOption = None,
-    shard: Annotated[
-        str, typer.Option("--shard", metavar="I/N", help="Do one part of N, from 0.")
-    ] = "0/1",
-    common_arrays: Annotated[
-        bool,
-        typer.Option("--common-arrays", help="Where checkpoints differ, take what they share."),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be read, and read nothing.")
-    ] = False,
-    tokens: Annotated[
-        str,
-        typer.Option(
-            "--tokens",
-            metavar="FILE",
-            help="For measures of activations: a text file, a .jsonl of token ids, or builtin.",
-        ),
-    ] = "builtin",
-    vocabulary: Annotated[
-        str | None,
-        typer.Option(
-            "--vocabulary",
-            metavar="FILE",
-            help="For text: a tokenizer.json or a sentencepiece model, a path or URL, or bytes; by "
-            "default the one beside the checkpoints, or bytes where the model has at most 400 ids.",
-        ),
-    ] = None,
-    sequences: Annotated[
-        int, typer.Option("--sequences", min=1, help="How many sequences to run.")
-    ] = 32,
-    length: Annotated[int, typer.Option("--length", min=2, help="Tokens of a sequence.")] = 128,
-    decoder_input: Annotated[
-        str,
-        typer.Option(
-            "--decoder-input", help="shifted: the text behind a 0; same: unshifted, as published."
-        ),
-    ] = "shifted",
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Sequences in one forward pass.")
-    ] = 8,
-    scale: Annotated[
-        float, typer.Option("--scale", help="The finite c of f(x; cθ), beside the limits.")
-    ] = 1000.0,
-    terms: Annotated[
-        int, typer.Option("--terms", min=1, help="Terms of the series of the parameter limit.")
-    ] = 4,
-    joint_sequences: Annotated[
-        int | None,
-        typer.Option(
-            "--joint-sequences",
-            min=0,
-            help="Of how many `smoothing` iterates each layer's own operator 400 times; by default "
-            "as many as cost little, none of a T5-small or larger.",
-        ),
-    ] = None,
-    limits: Annotated[
-        str,
-        typer.Option(
-            "--limits",
-            metavar="NAME[,NAME…]",
-            help="What `saturation` compares with; what is left out costs nothing.",
-        ),
-    ] = "attention,parameter,scaled",
-    corpus: Annotated[
-        str | None,
-        typer.Option(
-            "--corpus",
-            metavar="FILE",
-            help="What `scan` tells common from distinct tokens by; by default all of --tokens.",
-        ),
-    ] = None,
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Allow the device's default matmul precision.")
-    ] = False,
-    mesh: Annotated[
-        str | None,
-        typer.Option(
-            "--mesh",
-            metavar="data=N,model=M",
-            help="For measures of activations: devices that share the sequences of a batch, and "
-            "the parameters; by default all on data, if the model fits one device.",
-        ),
-    ] = None,
-    distributed: Annotated[
-        bool,
-        typer.Option(
-            "--distributed",
-            help="Work as one of several processes, which JAX finds: srun, mpirun, a TPU pod.",
-        ),
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Measure a trajectory into a run folder; an interrupted run resumes where it stopped."""
-    from saturation.cli.text import measured_text, planned_text
-    from saturation.runs.plan import Shard
-    from saturation.trajectory.trajectory import open_trajectory
-
-    part = Shard.parse(shard)
-    names = _names(measures)
-    if dry_run:
-        from saturation.runs.plan import planned_work
-
-        opened = open_trajectory(trajectory, steps)
-        work = planned_work(opened, names, out, part, common_arrays)
-        _print(work if as_json else planned_text(work))
-        return
-
-    from saturation.runs.measure import measure
-    from saturation.runs.settings import read_settings
-    from saturation.runtime.processes import is_first, join, on_every_process
-    from saturation.runtime.sharding import parse_mesh
-    from saturation.runtime.tuning import compute_on_calling_thread
-
-    compute_on_calling_thread()
-    settings = partial(
-        read_settings,
-        names,
-        tokens=tokens,
-        vocabulary=vocabulary,
-        sequences=sequences,
-        length=length,
-        decoder_input=decoder_input,
-        corpus=corpus,
-        limits=_names(limits),
-        batch_size=batch_size,
-        scale=scale,
-        terms=terms,
-        joint_sequences=joint_sequences,
-        fast=fast,
-        mesh=None if mesh is None else parse_mesh(mesh),
-    )
-    if distributed:
-        join()
-    opened = on_every_process(lambda: open_trajectory(trajectory, steps))
-    taken_on = on_every_process(lambda: settings(trajectory=opened))
-    quiet = as_json or not is_first()
-    with stop_requested() as stop, _progress("Measuring", "B", quiet) as progress:
-        outcome = measure(opened, names, out, part, common_arrays, taken_on, progress, stop)
-    if is_first():
-        _print(outcome.to_json() if as_json else measured_text(outcome, out, names))
-    outcome.refuse_nonfinite(out)
+app.command("measure", cls=WithActivationOptions)(measure_trajectory)
 
 
 @app.command("status")
@@ -253,7 +100,7 @@ def show_status(run: RunArgument, as_json: JsonOption = False) -> None:
     from saturation.results.parts import status
 
     found = status(RunFolder(run))
-    _print(found.to_json() if as_json else status_text(run, found))
+    print_result(found.to_json() if as_json else status_text(run, found))
 
 
 @app.command("fit")
@@ -285,7 +132,7 @@ def fit_growth_laws(
         raise typer.BadParameter("give either a RUN or --csv FILE")
     series = read_csv_series(csv, x, y) if csv else scope_norm(str(run), scope, partial)
     fits = fit_all(*series, clock)
-    _print(fits_json(fits, *series) if as_json else fits_text(fits, *series))
+    print_result(fits_json(fits, *series) if as_json else fits_text(fits, *series))
 
 
 @app.command("audit")
@@ -316,7 +163,7 @@ def audit_trajectory(
         "findings": [finding.to_json() for finding in findings],
         "without_checksums": {str(step): list(files) for step, files in without.items()},
     }
-    _print(described if as_json else audit_text(opened, findings, without))
+    print_result(described if as_json else audit_text(opened, findings, without))
     if findings:
         raise typer.Exit(EXIT_FAILED)
 
@@ -340,7 +187,7 @@ def write_report(
     if out is None and figures is None:
         raise typer.BadParameter("give --out FILE.html, --figures DIR, or both")
     for path in report(runs, figures=figures, page=out, partial=partial):
-        _say(path)
+        say(path)
 
 
 @app.command("pretrain")
@@ -349,15 +196,15 @@ def pretrain_model(
     overrides: SetOption = None,
 ) -> None:
     """Pretrain a small T5 and write the trajectory of its checkpoints."""
-    from saturation.config import load_config
+    from saturation.config.files import load_config
     from saturation.training.config import PretrainConfig
 
     settings = load_config(config, _parse_overrides(overrides), PretrainConfig, "pretrain")
     from saturation.training import pretrain  # seconds, which a mistake in the file need not wait
 
-    with _progress("Pretraining", "steps") as progress:
+    with progress_of("Pretraining", "steps") as progress:
         folder = pretrain(settings, progress)
-    _say(f"The trajectory is in {folder}; list it with `saturation ls {folder}`.")
+    say(f"The trajectory is in {folder}; list it with `saturation ls {folder}`.")
 
 
 @app.command("run")
@@ -366,10 +213,10 @@ def run_experiment_file(
     overrides: SetOption = None,
 ) -> None:
     """Do all that an experiment file says: trajectory, measures, fits and figures."""
-    from saturation.config import load_config
+    from saturation.config.files import load_config
     from saturation.experiment import ExperimentConfig, run_experiment
 
-    _say(run_experiment(load_config(config, _parse_overrides(overrides), ExperimentConfig)))
+    say(run_experiment(load_config(config, _parse_overrides(overrides), ExperimentConfig)))
 
 
 @app.command("study")
@@ -391,7 +238,7 @@ def run_study(
 
     if name is None:
         for study in map(find_study, STUDIES):
-            _say(f"{study.name:24}{study.title}\n{'':24}{study.paper}")
+            say(f"{study.name:24}{study.title}\n{'':24}{study.paper}")
         return
     found = find_study(name)
     if out is None:
@@ -400,11 +247,11 @@ def run_study(
     from saturation.studies.output import study_text, write_study
 
     settings = Settings(seeds, seed, full, out)
-    with stop_requested() as stop, _progress("Simulating", "parts") as progress:
+    with stop_requested() as stop, progress_of("Simulating", "parts") as progress:
         result = found.run(settings, progress, stop)
     paths = write_study(result, out)
     for line in (study_text(result), *paths):
-        _say(line)
+        say(line)
     if result.failed:
         raise typer.Exit(EXIT_FAILED)
 
@@ -425,10 +272,10 @@ def reproduce_scan_snap(
     if not all(number.strip().isdecimal() for number in last_tokens.split(",")):
         raise typer.BadParameter(f"--last-tokens takes whole numbers, found {last_tokens!r}")
     numbers = [int(number) for number in last_tokens.split(",")]
-    with _progress("Training", "trainings") as progress:
+    with progress_of("Training", "trainings") as progress:
         paths = reproduce(figure, out, numbers, seeds, seed, progress)
     for path in paths:
-        _say(path)
+        say(path)
 
 
 @app.command("demo")
@@ -443,7 +290,7 @@ def show_demo(
 
     text, agrees, paths = demo(name, out)
     for line in (text, *paths):
-        _say(line)
+        say(line)
     if not agrees:
         raise typer.Exit(EXIT_FAILED)
 
@@ -468,7 +315,7 @@ def export_run(
     from saturation.results.table import load_results
 
     export(load_results(run, partial=partial), kind, out, raw)
-    _say(f"Wrote {out}.")
+    say(f"Wrote {out}.")
 
 
 def main() -> None:
@@ -525,24 +372,6 @@ def _system_error(error: OSError | MemoryError) -> str:
 
 def _say_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     print(f"saturation: {escaped(str(message))}", file=sys.stderr)
-
-
-def _print(result: str | dict[str, Any]) -> None:
-    _say(result if isinstance(result, str) else json.dumps(result, indent=1))
-
-
-def _say(text: object) -> None:
-    typer.echo(escaped(str(text)))
-
-
-def _progress(what: str, unit: str, quiet: bool = False) -> Progress:
-    from saturation.runtime.progress import Progress
-
-    return Progress(what, unit, quiet=quiet)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _parse_overrides(items: list[str] | None) -> dict[str, str]:

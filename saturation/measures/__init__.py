@@ -1,16 +1,18 @@
 """The measures: a room each, and the table of all of them.
 
 A room `saturation/measures/NAME/` has `measure.py` (what is computed), `pictures.py` (what is
-drawn) and `words.py` (what is said); its `__init__` gives the measure as `MEASURE`. Measures need
-no JAX to be imported: reports and fits read a measure's `metrics` on machines that compute nothing,
-and the terms of a measure of weights are written with arithmetic operators alone, which NumPy and
-traced JAX arrays share. Pictures and words are imported where they are asked for.
+drawn), `words.py` (what is said) and, for options of its own, `options.py`; its `__init__` gives
+the measure as `MEASURE`. Measures need no JAX to be imported: reports and fits read a measure's
+`metrics` on machines that compute nothing, and the terms of a measure of weights are written with
+arithmetic operators alone, which NumPy and traced JAX arrays share. Pictures, words and options are
+imported where they are asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from saturation.errors import MeasureError
@@ -25,6 +27,7 @@ from saturation.measures.smoothing import MEASURE as SMOOTHING
 from saturation.measures.spectrum import MEASURE as SPECTRUM
 
 if TYPE_CHECKING:
+    from saturation.config.options import Options
     from saturation.measures.words import Words
     from saturation.plots.panels import Axis, Line, Picture
     from saturation.plots.series import RunTable
@@ -63,6 +66,13 @@ def needs_corpus(names: Sequence[str]) -> bool:
 def words_of(name: str) -> Words:
     """Return what a measure says of itself."""
     return _room(name, "words").WORDS
+
+
+def options_of(name: str) -> type[Options] | None:
+    """Return the options that are a measure's own; None where it has none."""
+    if find_spec(f"saturation.measures.{name}.options") is None:
+        return None
+    return _room(name, "options").OPTIONS
 
 
 def pictures_of(name: str, run: RunTable) -> Iterator[Picture]:

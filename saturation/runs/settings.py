@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saturation.errors import MeasureError
+from saturation.config.options import described
 from saturation.measures import needs_corpus, needs_tokens
-from saturation.measures.saturation.measure import checked_limits
 from saturation.measures.scan.cooccurrence import key_kinds
 from saturation.measures.smoothing.measure import affordable_sequences
-from saturation.models.base import LIMITS
+from saturation.runs.options import activation_options, measure_options
 from saturation.text.beside import refuse_bytes, vocabulary_beside
-from saturation.text.sequences import BUILTIN, TokenBatch, is_ids, read_corpus_tokens, read_tokens
+from saturation.text.sequences import TokenBatch, is_ids, read_corpus_tokens, read_tokens
 from saturation.text.vocabulary import BYTES
 
 if TYPE_CHECKING:
@@ -29,51 +26,50 @@ if TYPE_CHECKING:
 MASKS = "the encoder's padding (id 0), in self- and cross-attention; in the decoder later positions"
 
 
-@dataclass(frozen=True)
 class ActivationSettings:
     """What measures of activations are taken on, and how.
 
-    Attributes:
+    Args:
       tokens: the sequences; by default 32 windows of the text that ships with Python, as bytes,
         which a model of more than 400 ids refuses.
-      batch_size: sequences in one forward pass.
-      scale: the finite c of f(x; cθ).
-      terms: terms of the series that computes the parameter limit.
-      joint_sequences: of how many `smoothing` iterates each layer's own operator: the first that
-        have two tokens or more; None: as many as cost little (`smoothing.affordable_sequences`).
-      fast: let matrix products run at the device's default precision, not the highest.
-      limits: what `saturation` compares the network with, of "attention", "parameter" and
-        "scaled"; what is left out costs nothing and its metrics are absent.
-      mesh: sizes of the mesh of devices, as `make_mesh` takes them; by default as the model fits.
       corpus: by which `scan` tells common from distinct tokens; by default the tokens themselves.
+      options: what `activation_options` returns; or
+      asked: some of them by name, such as `limits=("attention",)`. Each is an attribute of the
+        settings too: `settings.limits`.
+
+    Raises:
+      ConfigError, MeasureError: an option cannot be used.
     """
 
-    tokens: TokenBatch = field(default_factory=read_tokens)
-    batch_size: int = 8
-    scale: float = 1000.0
-    terms: int = 4
-    fast: bool = False
-    limits: tuple[str, ...] = LIMITS
-    mesh: Mapping[str, int] | None = None
-    corpus: TokenBatch | None = None
-    joint_sequences: int | None = None
+    def __init__(
+        self,
+        tokens: TokenBatch | None = None,
+        *,
+        corpus: TokenBatch | None = None,
+        options: Any = None,
+        **asked: Any,
+    ) -> None:
+        self.tokens = read_tokens() if tokens is None else tokens
+        self.corpus = corpus
+        self.options = activation_options(**asked) if options is None else options
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "limits", checked_limits(self.limits))
-        if not 0 < self.scale < math.inf:
-            raise MeasureError(
-                f"The scale c of f(x; cθ) is a positive number, such as 1000; found {self.scale}."
-            )
+    def __getattr__(self, name: str) -> Any:
+        if name == "options":  # of a copy that has none yet
+            raise AttributeError(name)
+        return getattr(self.options, name)
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what `run.json` records, by which runs and steps are comparable."""
+        own = {
+            one.name: getattr(self.options, one.name)
+            for kind in measure_options().values()
+            for one in described(kind)
+            if one.option.recorded
+        }
         return {
             "tokens": self.tokens.fingerprint(),
             "masks": MASKS,
-            "scale": self.scale,
-            "terms": self.terms,
-            "limits": list(self.limits),
-            "joint_sequences": self.joint_sequences,
+            **{name: list(v) if isinstance(v, tuple) else v for name, v in own.items()},
             "matmul_precision": "default" if self.fast else "highest",
         }
 
@@ -124,45 +120,34 @@ def read_settings(
     measures: Sequence[str],
     *,
     trajectory: Trajectory | None = None,
-    tokens: str = BUILTIN,
-    vocabulary: str | None = None,
-    sequences: int = 32,
-    length: int = 128,
-    decoder_input: str = "shifted",
-    corpus: str | None = None,
-    limits: Sequence[str] = LIMITS,
-    batch_size: int = 8,
-    scale: float = 1000.0,
-    terms: int = 4,
-    joint_sequences: int | None = None,
-    fast: bool = False,
-    mesh: Mapping[str, int] | None = None,
+    options: Any = None,
+    **asked: Any,
 ) -> ActivationSettings | None:
     """Return what these measures are taken on; None where none of them runs a model.
 
     Args:
       measures: their names.
       trajectory: whose models are run; beside its checkpoints the vocabulary is looked for.
-      tokens: what `read_tokens` reads, with `vocabulary`, `sequences`, `length` and
-        `decoder_input`; without a `vocabulary`, the one found, or else bytes.
-      corpus: what `read_corpus_tokens` reads, if one of the measures needs it; by default all of
-        `tokens`.
-      limits: and the others as in `ActivationSettings`.
+      options: what `activation_options` returns; or
+      asked: some of them by name, such as `tokens="text.txt", sequences=8`.
 
     Raises:
-      ConfigError: the tokens cannot be read.
-      MeasureError: an unknown measure or limit, or a scale that is none.
+      ConfigError: the tokens cannot be read, or an option cannot be used.
+      MeasureError: an unknown measure or limit.
     """
     if not needs_tokens(measures):
         return None
-    texts = [source for source in (tokens, corpus or tokens) if not is_ids(source)]
-    vocabulary = _vocabulary_of(vocabulary, texts, trajectory)
-    batch, text = read_tokens(tokens, vocabulary, sequences, length, decoder_input), None
-    if needs_corpus(measures):
-        text = read_corpus_tokens(corpus or tokens, vocabulary, length)
-    return ActivationSettings(
-        batch, batch_size, scale, terms, fast, tuple(limits), mesh, text, joint_sequences
+    options = activation_options(**asked) if options is None else options
+    tokens, corpus = options.tokens, options.corpus or options.tokens
+    texts = [source for source in (tokens, corpus) if not is_ids(source)]
+    vocabulary = _vocabulary_of(options.vocabulary, texts, trajectory)
+    batch = read_tokens(
+        tokens, vocabulary, options.sequences, options.length, options.decoder_input
     )
+    text = None
+    if needs_corpus(measures):
+        text = read_corpus_tokens(corpus, vocabulary, options.length)
+    return ActivationSettings(batch, corpus=text, options=options)
 
 
 def _vocabulary_of(asked: str | None, texts: Sequence[str], trajectory: Trajectory | None) -> str:

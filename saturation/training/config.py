@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from saturation.config import Count, Fraction, Natural, Section
+from saturation.config.files import Section
+from saturation.config.options import Count, Fraction, Natural
 from saturation.errors import ConfigError
 
 # Each is a folder.

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from saturation.config import Section
+from saturation.config.files import Section
 from saturation.errors import CheckpointFormatError, ConfigError
 from saturation.storage.open import open_folder
 from saturation.storage.plain_yaml import load_yaml, say_where

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saturation.errors import MeasureError
 from saturation.measures.base import ActivationMeasure, Rule, Statistics, stack_scopes
 from saturation.measures.means import cosine, mean_and_error, sum_names, sums_over_sequences
-from saturation.models.base import LIMITS
 
 if TYPE_CHECKING:
     from jax import Array
@@ -113,22 +111,6 @@ def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
         if name in values or np.any(statistics[excluded] > 0):
             values[excluded] = statistics[excluded]
     return values
-
-
-def checked_limits(names: Sequence[str]) -> tuple[str, ...]:
-    """Return what a network is to be compared with, in the order of `LIMITS`.
-
-    Raises:
-      MeasureError: a name is none of `LIMITS`, or there is none.
-    """
-    unknown = [name for name in names if name not in LIMITS]
-    if unknown or not names:
-        found = repr(unknown[0]) if unknown else "nothing"
-        raise MeasureError(
-            f"A network is compared with its limits {', '.join(LIMITS)}, not with {found}; give "
-            "one or several of these."
-        )
-    return tuple(name for name in LIMITS if name in names)
 
 
 SATURATION = ActivationMeasure(

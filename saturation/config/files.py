@@ -6,22 +6,18 @@ A file is YAML. Every mistake is one sentence that names the file and the key.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from saturation.errors import ConfigError
 from saturation.storage.local_files import read_regular
 from saturation.storage.plain_yaml import load_yaml, say_where
 
-# Beyond, they are no numbers that arrays and files count with.
-Count = Annotated[int, Field(ge=1, lt=2**63)]
-Natural = Annotated[int, Field(ge=0, lt=2**63)]
 _MOST_BYTES = 1024 * 1024  # of a file; those that came with the package have 2,000
-Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -32,15 +28,24 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _know_every_key(cls, data: Any) -> Any:
-        for key in data if isinstance(data, Mapping) else ():
-            if key not in cls.model_fields:
-                known = sorted(cls.model_fields)
-                nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-                raise ValueError(
-                    f"there is no key {key!r}; the nearest is {nearest!r} "
-                    f"(there are {', '.join(known)})"
-                )
-        return data
+        return know_every_key(data, cls.model_fields)
+
+
+def know_every_key(data: Any, known: Iterable[str]) -> Any:
+    """Return the data of a section.
+
+    Raises:
+        ValueError: it has a key that is not known; the text has the nearest one.
+    """
+    known = sorted(known)
+    for key in data if isinstance(data, Mapping) else ():
+        if key not in known:
+            nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"there is no key {key!r}; the nearest is {nearest!r} "
+                f"(there are {', '.join(known)})"
+            )
+    return data
 
 
 Config = TypeVar("Config", bound=Section)
