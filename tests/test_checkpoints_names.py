@@ -7,7 +7,7 @@ import pytest
 from checkpoint_writers import EMBED, HEADS, hugging_face, t5_parameters
 
 from saturation.checkpoints import names
-from saturation.checkpoints.base import MemoryArray
+from saturation.checkpoints.disk_array import MemoryArray
 from saturation.errors import CheckpointFormatError
 
 # FORMATS.md §1, spelled out: canonical name, Hugging Face's, and whether that is a transpose.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import flax.linen as nn
@@ -160,9 +161,9 @@ def test_real_checkpoints_of_the_families_have_one_table_of_tokens_and_no_head_i
     parameters = open_checkpoint(folder / "step_10").parameters
     (table,) = scopes(parameters)["embedding"]
     assert parameters[table].shape == (97, 32)
-    assert sum(map(is_head, parameters)) == (family in ("gpt_neox", "llama", "olmo2"))
+    assert sum(map(is_head, parameters)) == (family != "gpt2")  # BERT's has a bias of its own
     config = json.loads((folder / "step_10" / "config.json").read_text())
-    layers = {name for name in scopes(parameters) if name.endswith(("/0", "/1", "/2"))}
+    layers = {name for name in scopes(parameters) if re.fullmatch(r"layers_\d+", name)}
     assert len(layers) == config.get("num_hidden_layers", config.get("n_layer"))
     assert {p.fan_in for p in parameters.values() if p.fan_in} <= {32, 128, 72}
 

@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from saturation.checkpoints.arrays import bounds
+from saturation.checkpoints.disk_array import Box, DiskArray, SplitArray, as_box, box_shape
 from saturation.errors import CheckpointFormatError, SaturationError
-from saturation.storage.folder import Folder
-
-Box = tuple[slice, ...]
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# The formats' own spellings differ; these are the types that weights and their companions have.
-DTYPES: Mapping[str, np.dtype] = MappingProxyType(
-    {
-        "bfloat16": BFLOAT16,
-        **{
-            name: np.dtype(getattr(ml_dtypes, name))
-            for name in (
-                *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"),
-                *("float8_e4m3b11fnuz", "float8_e4m3", "float8_e3m4"),
-            )
-        },
-        **{
-            name: np.dtype(name)
-            for name in (
-                *("float16", "float32", "float64", "complex64", "complex128", "bool"),
-                *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-            )
-        },
-    }
-)
-FLOAT8 = frozenset(dtype for name, dtype in DTYPES.items() if name.startswith("float8_"))
-_WEIGHTS = FLOAT8 | {DTYPES[name] for name in ("bfloat16", "float16", "float32", "float64")}
 
 
 @dataclass(frozen=True)
@@ -71,124 +42,6 @@ class LeftOut(NamedTuple):
 
     name: str
     reason: str
-
-
-class DiskArray(ABC):
-    """One array as a format stores it.
-
-    Attributes:
-      unsummed: the file whose writer left out the checksums that its format has, else "".
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    unsummed: str = ""
-
-    @abstractmethod
-    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:
-        """Return the slice `box` (of `box_shape(box)`), in `out` where one is given.
-
-        `out` is C-contiguous and has the slice's shape and the array's dtype.
-        """
-
-    def verify(self) -> None:  # noqa: B027 (most formats verify what they read, as they read it)
-        """Read and verify all of it where the format keeps a checksum that covers more.
-
-        Raises:
-          CheckpointFormatError: the bytes are damaged.
-        """
-
-    @property
-    def chunk_shape(self) -> tuple[int, ...]:
-        """How many positions of each axis are read at once, whichever of them is asked for."""
-        return (1,) * len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Number of bytes of the whole array."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def is_weight(self) -> bool:
-        """Whether this can be a parameter: real floating point, no scalar, with elements."""
-        return len(self.shape) > 0 and 0 not in self.shape and self.dtype in _WEIGHTS
-
-
-class UnreadArray(DiskArray):
-    """An array that is there and whose elements are not read here.
-
-    Attributes:
-      reason: what is not read, such as "the type 'int4' is not read here".
-    """
-
-    def __init__(self, where: str, shape: tuple[int, ...], reason: str):
-        # Its elements have no type here, so that it can never be taken for a weight.
-        self.shape, self.dtype = bounds.array_shape(where, shape, 1), np.dtype(np.void)
-        self._where, self.reason = where, reason
-
-    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:  # noqa: D102
-        raise CheckpointFormatError(f"{self._where}: {self.reason}.")
-
-
-class MemoryArray(DiskArray):
-    """An array that is in memory already: small leaves written into an index file."""
-
-    def __init__(self, values: np.ndarray):
-        self.shape, self.dtype = values.shape, values.dtype
-        self._values = values
-
-    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:  # noqa: D102
-        out = _buffer(box, self.dtype, out)
-        np.copyto(out, self._values[box])
-        return out
-
-
-class FileArray(DiskArray):
-    """An array that lies in one file, uncompressed, little-endian and in C order.
-
-    Raises:
-      CheckpointFormatError: the array would reach beyond the end of the file.
-    """
-
-    # Skipping fewer bytes than this costs more than reading them.
-    _GAP = 32 * 1024
-
-    def __init__(
-        self, folder: Folder, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
-    ):
-        self.shape = bounds.array_shape(folder.where(name), shape, dtype.itemsize)
-        self.dtype = dtype
-        self._folder, self._name, self._offset = folder.folder_that_reads(name), name, offset
-        end = offset + self.nbytes
-        if offset < 0 or end > folder.size(name):
-            raise CheckpointFormatError(
-                f"{folder.where(name)} is truncated or its index is wrong: an array of shape "
-                f"{shape} and type {dtype} is said to lie in bytes {offset} to {end} and the file "
-                f"has {folder.size(name)}."
-            )
-
-    def read(self, box: Box, out: np.ndarray | None = None) -> np.ndarray:  # noqa: D102
-        out = _buffer(box, self.dtype, out)
-        if out.size:
-            self._fill(box, out, self._offset)
-        return out
-
-    def _fill(self, box: Box, out: np.ndarray, offset: int) -> None:
-        """Fill `out` with the slice `box` of the array that begins at byte `offset`."""
-        shape = self.shape[len(self.shape) - len(box) :]
-        tail = math.prod(shape[1:]) * self.dtype.itemsize
-        if box_shape(box)[1:] == shape[1:]:
-            start = offset + (box[0].start * tail if box else 0)
-            self._folder.read_into(self._name, start, _bytes_of(out))
-        elif tail - out[0].nbytes <= self._GAP:
-            # One row at a time keeps the buffer for the unwanted columns small.
-            row = np.empty(shape[1:], self.dtype)
-            for position, target in zip(range(box[0].start, box[0].stop), out, strict=True):
-                self._folder.read_into(self._name, offset + position * tail, _bytes_of(row))
-                np.copyto(target, row[box[1:]])
-        else:
-            for position, target in zip(range(box[0].start, box[0].stop), out, strict=True):
-                self._fill(box[1:], target, offset + position * tail)
 
 
 class Checkpoint:
@@ -328,6 +181,8 @@ class Checkpoint:
 class ParameterLayout:
     """How a canonical array lies on disk: positions taken on some axes, then two axes merged.
 
+    Before that an axis can be parted; transposed is what comes of it all.
+
     Attributes:
       array: the name on disk.
       transposed: the disk holds the transpose of a matrix.
@@ -336,6 +191,7 @@ class ParameterLayout:
       merge: the axis that, after `take`, is merged with the one behind it: separate (heads,
         head_dim) axes become one, heads major.
       fan_in_axes: the contracted axes of a kernel, in canonical orientation.
+      split: (axis on disk, sizes): that axis is seen as several, which `take` and `merge` count.
     """
 
     array: str
@@ -343,10 +199,11 @@ class ParameterLayout:
     take: tuple[tuple[int, int], ...] = ()
     merge: int | None = None
     fan_in_axes: tuple[int, ...] | None = None
+    split: tuple[int, tuple[int, ...]] | None = None
 
     def parameter(self, array: DiskArray) -> Parameter:
         """Return the canonical shape and dtype of what `array` holds."""
-        shape = self._shape(array)
+        shape = self._shape(self._seen(array))
         axes = self.fan_in_axes
         fan_in = None if axes is None else math.prod(shape[axis] for axis in axes)
         return Parameter(shape, array.dtype, fan_in)
@@ -357,7 +214,7 @@ class ParameterLayout:
         Of an array in chunks it is the axis that has the most of them, else the one whose slices
         are contiguous on disk.
         """
-        taken = dict(self.take)
+        array, taken = self._seen(array), dict(self.take)
         pieces = [piece for axis, piece in enumerate(array.chunk_shape) if axis not in taken]
         kept = self._kept(array)
         if self.merge is not None:
@@ -371,7 +228,8 @@ class ParameterLayout:
         """Return the canonical slice `box`, reading from `array` only what that needs."""
         if self.transposed:
             buffer = None if out is None else out.reshape(box_shape(box)[::-1])
-            return array.read(box[::-1], buffer).T
+            return replace(self, transposed=False).read(array, box[::-1], buffer).T
+        array = self._seen(array)
         if not self.take and self.merge is None:
             return array.read(box, out)
         kept = self._kept(array)
@@ -382,6 +240,9 @@ class ParameterLayout:
             return np.ascontiguousarray(values)
         np.copyto(out, values)
         return out
+
+    def _seen(self, array: DiskArray) -> DiskArray:
+        return array if self.split is None else SplitArray(array, *self.split)
 
     def _kept(self, array: DiskArray) -> tuple[int, ...]:
         taken = dict(self.take)
@@ -415,34 +276,3 @@ class ParameterLayout:
             slice(taken[axis], taken[axis] + 1) if axis in taken else next(rest)
             for axis in range(rank)
         )
-
-
-def as_box(index: tuple[slice, ...] | None, shape: tuple[int, ...]) -> Box:
-    """Return `index` as one slice with start and stop for each axis of `shape`.
-
-    Raises:
-      SaturationError: more slices than axes, or a step other than 1.
-    """
-    index = () if index is None else index
-    if len(index) > len(shape) or any(part.step not in (None, 1) for part in index):
-        raise SaturationError(
-            f"{index} does not index an array of shape {shape}: a slice of step 1 for each axis, "
-            "at most, is expected."
-        )
-    full = (*index, *(slice(None),) * (len(shape) - len(index)))
-    ranges = (part.indices(size) for part, size in zip(full, shape, strict=True))
-    return tuple(slice(start, max(start, stop)) for start, stop, _ in ranges)
-
-
-def box_shape(box: Box) -> tuple[int, ...]:
-    """Return the shape of the slice `box`."""
-    return tuple(part.stop - part.start for part in box)
-
-
-def _buffer(box: Box, dtype: np.dtype, out: np.ndarray | None) -> np.ndarray:
-    return np.empty(box_shape(box), dtype) if out is None else out
-
-
-def _bytes_of(values: np.ndarray) -> memoryview:
-    # Through uint8, since the buffer protocol does not know bfloat16.
-    return values.reshape(-1).view(np.uint8).data

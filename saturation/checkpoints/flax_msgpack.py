@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from saturation.checkpoints import huggingface, names
 from saturation.checkpoints.arrays import flax_msgpack_index as msgpack_index
-from saturation.checkpoints.base import Checkpoint, DiskArray, LeftOut
+from saturation.checkpoints.base import Checkpoint, LeftOut
+from saturation.checkpoints.disk_array import DiskArray
 from saturation.checkpoints.orbax import parameter_path
 from saturation.checkpoints.orbax_tree import Keys, Tree
 from saturation.checkpoints.sift import sift

@@ -1,7 +1,7 @@
 """Hugging Face models: `save_pretrained`'s safetensors or PyTorch archives, single or in shards.
 
-T5, mT5 and UMT5 get the canonical names; any other model keeps its own. Arrays that are stored
-twice because the model ties them are one parameter and are counted once.
+T5, mT5, UMT5 and the families of `lm_names` get the canonical names; any other model keeps its own.
+Arrays that are stored twice because the model ties them are one parameter and are counted once.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from saturation.checkpoints import names
+from saturation.checkpoints import lm_names, names
 from saturation.checkpoints.arrays import bounds
 from saturation.checkpoints.arrays.safetensors import is_safetensors, read_header
 from saturation.checkpoints.arrays.torch_pickle import is_archive, read_archive
-from saturation.checkpoints.base import Checkpoint, DiskArray, LeftOut, ParameterLayout
+from saturation.checkpoints.base import Checkpoint, LeftOut, ParameterLayout
+from saturation.checkpoints.disk_array import DiskArray
 from saturation.checkpoints.sift import refuse_adapter_file, sift
 from saturation.checkpoints.t5_settings import t5_settings
 from saturation.checkpoints.torch_names import (
@@ -153,6 +154,8 @@ def _named(stored: _Stored, arrays: Mapping[str, DiskArray], untied: bool = Fals
         kept = _with_shared(kept)
         sources = names.hugging_face_t5(kept, where, per_layer_bias=kind == "umt5")
         settings = _settings(stored.folder, config)
+    elif lm_names.knows(config):
+        sources, settings = lm_names.hugging_face_lm(kept, config, where), dict(config)
     else:
         # What stands before all names but those of arrays that are stored twice.
         shorter, more = unwrapped(kept, False)

@@ -22,7 +22,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
-from saturation.checkpoints.base import DiskArray, ParameterLayout
+from saturation.checkpoints.base import ParameterLayout
+from saturation.checkpoints.disk_array import DiskArray
 from saturation.scopes import is_embedding, is_head, is_table, module_of
 
 _CONV1D = re.compile(r"c_attn|c_proj|c_fc|q_attn")

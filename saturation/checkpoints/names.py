@@ -14,7 +14,8 @@ from dataclasses import replace
 from functools import cache, lru_cache
 
 from saturation.checkpoints.arrays.bounds import refuse_names
-from saturation.checkpoints.base import DiskArray, ParameterLayout
+from saturation.checkpoints.base import ParameterLayout
+from saturation.checkpoints.disk_array import DiskArray
 from saturation.checkpoints.kernels import with_fan_in
 from saturation.checkpoints.torch_names import one_each
 from saturation.errors import CheckpointFormatError

@@ -18,7 +18,7 @@ from saturation.checkpoints.arrays import flax_msgpack_index as msgpack_index
 from saturation.checkpoints.arrays.ocdbt import MANIFEST, OcdbtStore
 from saturation.checkpoints.arrays.zarr import Fetch, ZarrArray
 from saturation.checkpoints.arrays.zarr3 import Zarr3Array
-from saturation.checkpoints.base import DiskArray, UnreadArray
+from saturation.checkpoints.disk_array import DiskArray, UnreadArray
 from saturation.checkpoints.t5x import folder_fetch
 from saturation.checkpoints.torch_names import joined
 from saturation.errors import CheckpointFormatError, UnreadTypeError

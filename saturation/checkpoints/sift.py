@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from saturation.checkpoints.base import FLOAT8, DiskArray, LeftOut, UnreadArray
+from saturation.checkpoints.base import LeftOut
+from saturation.checkpoints.disk_array import FLOAT8, DiskArray, UnreadArray
 from saturation.errors import CheckpointFormatError
 
 # The last part of a constant's name, in the spelling of the libraries that write them.

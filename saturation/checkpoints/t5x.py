@@ -15,7 +15,8 @@ from saturation.checkpoints import names
 from saturation.checkpoints.arrays import bounds
 from saturation.checkpoints.arrays import flax_msgpack_index as msgpack_index
 from saturation.checkpoints.arrays.zarr import Fetch, ZarrArray
-from saturation.checkpoints.base import BFLOAT16, DTYPES, Checkpoint, DiskArray, LeftOut
+from saturation.checkpoints.base import Checkpoint, LeftOut
+from saturation.checkpoints.disk_array import BFLOAT16, DTYPES, DiskArray
 from saturation.checkpoints.sift import sift
 from saturation.errors import CheckpointFormatError
 from saturation.storage.folder import Folder

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from saturation.checkpoints.base import DiskArray
+from saturation.checkpoints.disk_array import DiskArray
 from saturation.errors import CheckpointFormatError
 from saturation.scopes import is_embedding, is_head, layer_of, module_of
 

@@ -205,7 +205,10 @@ class ModelConfig(ABC):
 
 
 # Where the config class of each family is. The first is asked where no other knows the names.
-FAMILIES = {"t5": "saturation.models.config:T5Config"}
+FAMILIES = {
+    "t5": "saturation.models.config:T5Config",
+    "lm": "saturation.models.lm_config:LMConfig",
+}
 
 
 def model_config(checkpoint: Any) -> ModelConfig:

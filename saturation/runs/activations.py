@@ -31,7 +31,8 @@ from saturation.runtime.sharding import (
 from saturation.storage.parallel import AT_ONCE, map_in_threads
 
 if TYPE_CHECKING:
-    from saturation.checkpoints.base import Box, Checkpoint
+    from saturation.checkpoints.base import Checkpoint
+    from saturation.checkpoints.disk_array import Box
     from saturation.models import T5Config
     from saturation.trajectory.trajectory import Trajectory
 

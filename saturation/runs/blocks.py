@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from saturation.checkpoints.base import Box
+    from saturation.checkpoints.disk_array import Box
     from saturation.trajectory.trajectory import Trajectory
 
 T = TypeVar("T")

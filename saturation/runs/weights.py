@@ -42,7 +42,8 @@ from saturation.runtime.processes import any_process, gather, on_every_process
 from saturation.runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from saturation.checkpoints.base import Box, Parameter
+    from saturation.checkpoints.base import Parameter
+    from saturation.checkpoints.disk_array import Box
     from saturation.trajectory.trajectory import Trajectory
 
 Tiles = Sequence[jax.Array | np.ndarray]  # the pieces of a buffer that a pass takes, on the CPU

@@ -17,7 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from saturation.checkpoints.base import Box
+from saturation.checkpoints.disk_array import Box
 from saturation.errors import MeasureError
 from saturation.runtime.processes import broadcast_from_first
 

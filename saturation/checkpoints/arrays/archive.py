@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from saturation.checkpoints.base import Box, DiskArray, FileArray, box_shape
+from saturation.checkpoints.disk_array import Box, DiskArray, FileArray, box_shape
 from saturation.errors import CheckpointFormatError
 from saturation.storage.folder import Folder
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from saturation.checkpoints.base import Box, DiskArray, box_shape
+from saturation.checkpoints.disk_array import Box, DiskArray, box_shape
 
 
 class JoinedArray(DiskArray):

@@ -15,7 +15,7 @@ from typing import Any
 
 from saturation.checkpoints.arrays import bounds
 from saturation.checkpoints.arrays.flat_arrays import JoinedArray
-from saturation.checkpoints.base import DTYPES, DiskArray, FileArray, UnreadArray
+from saturation.checkpoints.disk_array import DTYPES, DiskArray, FileArray, UnreadArray
 from saturation.errors import CheckpointFormatError
 from saturation.storage.folder import Folder
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from saturation.checkpoints.arrays import bounds
-from saturation.checkpoints.base import DTYPES, DiskArray, FileArray, UnreadArray
+from saturation.checkpoints.disk_array import DTYPES, DiskArray, FileArray, UnreadArray
 from saturation.errors import CheckpointFormatError
 from saturation.storage.folder import Folder
 

@@ -17,7 +17,13 @@ import numpy as np
 
 from saturation.checkpoints.arrays import bounds
 from saturation.checkpoints.arrays.checksum import crc32c
-from saturation.checkpoints.base import DTYPES, Box, DiskArray, FileArray, box_shape
+from saturation.checkpoints.disk_array import (
+    DTYPES,
+    Box,
+    DiskArray,
+    FileArray,
+    box_shape,
+)
 from saturation.errors import CheckpointFormatError
 from saturation.storage.folder import Folder
 

@@ -23,7 +23,7 @@ import numpy as np
 from saturation.checkpoints.arrays import bounds
 from saturation.checkpoints.arrays.archive import Archive, Refused
 from saturation.checkpoints.arrays.flat_arrays import StridedArray
-from saturation.checkpoints.base import DTYPES, DiskArray, UnreadArray
+from saturation.checkpoints.disk_array import DTYPES, DiskArray, UnreadArray
 from saturation.errors import CheckpointFormatError
 from saturation.storage.folder import Folder
 

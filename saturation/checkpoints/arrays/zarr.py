@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from saturation.checkpoints.arrays import bounds
-from saturation.checkpoints.base import DTYPES, Box, DiskArray, box_shape
+from saturation.checkpoints.disk_array import DTYPES, Box, DiskArray, box_shape
 from saturation.errors import CheckpointFormatError, UnreadTypeError
 
 try:

@@ -23,7 +23,7 @@ from saturation.checkpoints.arrays.zarr import (
     parse_fill,
     parse_metadata,
 )
-from saturation.checkpoints.base import DTYPES
+from saturation.checkpoints.disk_array import DTYPES
 from saturation.errors import CheckpointFormatError, UnreadTypeError
 
 DESCRIPTION = "zarr.json"
