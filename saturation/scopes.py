@@ -1,7 +1,8 @@
 """Scopes: the sets of arrays over which a measure of weights is reported (MEASURES §1).
 
 Every array is a scope under its own name, and so are each layer (`encoder/layers_3`), each kind of
-array within a stack (`encoder/attention/query`), each stack, `embedding`, `blocks` and `total`.
+array within a stack (`encoder/attention/query`), each stack, `embedding`, `blocks` and `total`; in
+models of one stack `position_embedding` and `final`, the norm that ends it, too.
 Names are '/'-joined paths: T5X's canonical ones, or a foreign model's own (`gpt_neox/layers/3/…`).
 """
 
@@ -12,6 +13,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 
 STACKS = ("encoder", "decoder")
+# Modules that the canonical names of a model of one stack have, which no other name is.
+_OF_ONE_STACK = {"position_embedder": "position_embedding", "final_norm": "final"}
 LEAVES = ("kernel", "scale", "bias", "weight", "embedding", "rel_embedding", "w", "b")
 _VALUE = ("value", "raw_value")  # what flax.nnx calls the array inside a variable
 
@@ -86,6 +89,7 @@ def scopes(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
             kind,
             stack if stack in STACKS else None,
             "embedding" if layer is None and is_embedding(name) else None,
+            _OF_ONE_STACK.get(name.rpartition("/")[0]),
             "blocks" if layer else None,
             "total",
         )

@@ -1,8 +1,9 @@
 """Checkpoints of every format that is read here, one file a format.
 
 A format is a module with `NAME`, `LOOKS_FOR` (what it knows its own by, for errors),
-`claims(folder)` and `open_checkpoint(folder, step)`. Which one reads a folder is decided by what
-the folder holds; none or two that claim it is an error.
+`claims(folder)` and `open_checkpoint(folder, step)`; where the names of arrays on disk are others,
+`open_stored(folder, step)` keeps them. Which one reads a folder is decided by what the folder
+holds; none or two that claim it is an error.
 """
 
 from __future__ import annotations
@@ -60,12 +61,15 @@ def find_format(folder: Folder) -> ModuleType | None:
     return claimants[0] if claimants else None
 
 
-def open_checkpoint(path: str | os.PathLike[str] | Folder, step: int | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | os.PathLike[str] | Folder, step: int | None = None, stored_names: bool = False
+) -> Checkpoint:
     """Open one checkpoint, whatever its format.
 
     Args:
       path: a folder or a single file, or a `Folder`.
       step: the training step it was written at, where that is known.
+      stored_names: call arrays as they are called on disk, not by the canonical names.
 
     Raises:
       CheckpointFormatError: nothing is there, it is of no known format, or it is damaged.
@@ -74,7 +78,8 @@ def open_checkpoint(path: str | os.PathLike[str] | Folder, step: int | None = No
     form = find_format(folder)
     if form is None:
         raise CheckpointFormatError(why_unknown(folder))
-    checkpoint = form.open_checkpoint(folder, step)
+    opened = getattr(form, "open_stored", None) if stored_names else None
+    checkpoint = (opened or form.open_checkpoint)(folder, step)
     if not checkpoint.parameters and checkpoint.left_out:
         name, reason = checkpoint.left_out[0]
         raise CheckpointFormatError(

@@ -71,6 +71,19 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     Raises:
       CheckpointFormatError: a file or array is missing or damaged, or names are not understood.
     """
+    return _opened(folder, step, own=False)
+
+
+def open_stored(folder: Folder, step: int | None) -> Checkpoint:
+    """Open a Hugging Face checkpoint with its arrays under their own names.
+
+    Raises:
+      CheckpointFormatError: a file or array is missing or damaged.
+    """
+    return _opened(folder, step, own=True)
+
+
+def _opened(folder: Folder, step: int | None, own: bool) -> Checkpoint:
     config = _json(folder, _CONFIG) if _CONFIG in folder.files else {}
     found, files = _arrays(folder)
     if not found:
@@ -78,7 +91,8 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     bounds.refuse_names(found, folder.path)
     arrays, left_out = sift(found, folder.path, config)
     left_out += _others(folder, files)
-    return _named(_Stored(folder, step, config, found, files, tuple(left_out)), arrays)
+    stored = _Stored(folder, step, config, found, files, tuple(left_out))
+    return _named(stored, arrays, own=own)
 
 
 class Glance(NamedTuple):
@@ -125,17 +139,21 @@ class _Stored(NamedTuple):
     left_out: tuple[LeftOut, ...]
 
 
-def _named(stored: _Stored, arrays: Mapping[str, DiskArray], untied: bool = False) -> Checkpoint:
+def _named(
+    stored: _Stored, arrays: Mapping[str, DiskArray], untied: bool = False, own: bool = False
+) -> Checkpoint:
     """Return the checkpoint with its parameters' names.
 
     Args:
       stored: what lies there.
       arrays: those that can be parameters, by their names on disk.
       untied: count arrays of the same bits each, unless they are one object.
+      own: let all keep their names on disk.
     """
     where, config = stored.folder.path, stored.config
     kind = config.get("model_type")
-    t5 = kind in _T5_TYPES or (kind is None and _is_t5(arrays))
+    t5 = not own and (kind in _T5_TYPES or (kind is None and _is_t5(arrays)))
+    lm = not own and lm_names.knows(config)
     renamed, wrappers = unwrapped(arrays, t5)
     disk = one_each(renamed, where)
     kept = {name: arrays[old] for name, old in disk.items()}
@@ -154,7 +172,7 @@ def _named(stored: _Stored, arrays: Mapping[str, DiskArray], untied: bool = Fals
         kept = _with_shared(kept)
         sources = names.hugging_face_t5(kept, where, per_layer_bias=kind == "umt5")
         settings = _settings(stored.folder, config)
-    elif lm_names.knows(config):
+    elif lm:
         sources, settings = lm_names.hugging_face_lm(kept, config, where), dict(config)
     else:
         # What stands before all names but those of arrays that are stored twice.
@@ -169,7 +187,7 @@ def _named(stored: _Stored, arrays: Mapping[str, DiskArray], untied: bool = Fals
         left_out=left_out,
         files=stored.files,
         wrappers=wrappers,
-        untied=partial(_named, stored, arrays, True) if equal and not untied else None,
+        untied=partial(_named, stored, arrays, True, own) if equal and not untied else None,
     )
 
 

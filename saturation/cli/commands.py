@@ -15,6 +15,7 @@ import typer
 from saturation.cli.measure import measure_trajectory
 from saturation.cli.options import (
     JsonOption,
+    NamesOption,
     RunArgument,
     StepsOption,
     TrajectoryArgument,
@@ -70,13 +71,16 @@ def _options(
 
 @app.command("ls")
 def list_trajectory(
-    trajectory: TrajectoryArgument, steps: StepsOption = None, as_json: JsonOption = False
+    trajectory: TrajectoryArgument,
+    steps: StepsOption = None,
+    names: NamesOption = "canonical",
+    as_json: JsonOption = False,
 ) -> None:
     """List a trajectory: its steps, format, arrays, parameters and bytes."""
     from saturation.cli.text import describe_trajectory, trajectory_text
     from saturation.trajectory.trajectory import open_trajectory
 
-    described = describe_trajectory(open_trajectory(trajectory, steps))
+    described = describe_trajectory(open_trajectory(trajectory, steps, names))
     print_result(described if as_json else trajectory_text(described))
 
 

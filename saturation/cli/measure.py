@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from saturation.cli.options import JsonOption, StepsOption, TrajectoryArgument, activation_values
+from saturation.cli.options import (
+    JsonOption,
+    NamesOption,
+    StepsOption,
+    TrajectoryArgument,
+    activation_values,
+)
 from saturation.cli.output import print_result, progress_of
 from saturation.config.options import comma_separated
 from saturation.runtime.signals import stop_requested
 
 if TYPE_CHECKING:
     from saturation.runs.plan import Shard
+    from saturation.trajectory.trajectory import Trajectory
 
 
 def measure_trajectory(
@@ -40,14 +47,16 @@ def measure_trajectory(
             help="Work as one of several processes, which JAX finds: srun, mpirun, a TPU pod.",
         ),
     ] = False,
+    names: NamesOption = "canonical",
     as_json: JsonOption = False,
 ) -> None:
     """Measure a trajectory into a run folder; an interrupted run resumes where it stopped."""
     from saturation.runs.plan import Shard
+    from saturation.trajectory.trajectory import open_trajectory
 
-    part, names = Shard.parse(shard), comma_separated(measures)
+    part, asked = Shard.parse(shard), comma_separated(measures)
     if dry_run:
-        _plan(trajectory, steps, names, out, part, common_arrays, as_json)
+        _plan(open_trajectory(trajectory, steps, names), asked, out, part, common_arrays, as_json)
         return
 
     from saturation.cli.text import measured_text
@@ -55,26 +64,24 @@ def measure_trajectory(
     from saturation.runs.settings import read_settings
     from saturation.runtime.processes import is_first, join, on_every_process
     from saturation.runtime.tuning import compute_on_calling_thread
-    from saturation.trajectory.trajectory import open_trajectory
 
     compute_on_calling_thread()
     options = activation_values(context.obj)
     if distributed:
         join()
-    opened = on_every_process(lambda: open_trajectory(trajectory, steps))
-    settings = on_every_process(lambda: read_settings(names, trajectory=opened, options=options))
+    opened = on_every_process(lambda: open_trajectory(trajectory, steps, names))
+    settings = on_every_process(lambda: read_settings(asked, trajectory=opened, options=options))
     quiet = as_json or not is_first()
     with stop_requested() as stop, progress_of("Measuring", "B", quiet) as progress:
-        outcome = measure(opened, names, out, part, common_arrays, settings, progress, stop)
+        outcome = measure(opened, asked, out, part, common_arrays, settings, progress, stop)
     if is_first():
-        print_result(outcome.to_json() if as_json else measured_text(outcome, out, names))
+        print_result(outcome.to_json() if as_json else measured_text(outcome, out, asked))
     outcome.refuse_nonfinite(out)
 
 
 def _plan(
-    trajectory: str,
-    steps: str | None,
-    names: tuple[str, ...],
+    opened: Trajectory,
+    measures: tuple[str, ...],
     out: str,
     part: Shard,
     common_arrays: bool,
@@ -83,7 +90,6 @@ def _plan(
     """Print what would be read."""
     from saturation.cli.text import planned_text
     from saturation.runs.plan import planned_work
-    from saturation.trajectory.trajectory import open_trajectory
 
-    work = planned_work(open_trajectory(trajectory, steps), names, out, part, common_arrays)
+    work = planned_work(opened, measures, out, part, common_arrays)
     print_result(work if as_json else planned_text(work))

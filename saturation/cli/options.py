@@ -22,6 +22,14 @@ StepsOption = Annotated[
     str | None,
     typer.Option("--steps", metavar="START:STOP:EVERY", help="Steps to take; STOP is included."),
 ]
+NamesOption = Annotated[
+    str,
+    typer.Option(
+        "--names",
+        metavar="canonical|stored",
+        help="Call arrays as every format does here, or as they are called on disk.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 

@@ -144,11 +144,11 @@ class LMConfig(ModelConfig):
         Raises:
           ArgumentError: as `lm_settings.lm_fields`, or the values do not go together.
         """
-        fields_ = lm_fields(config, where)
         try:
-            return cls(**fields_)
+            return cls(**lm_fields(config, where))
         except ArgumentError as error:
-            raise ArgumentError(f"{where}: {error}") from error
+            said = str(error)
+            raise ArgumentError(said if where in said else f"{where}: {said}") from error
 
     @classmethod
     def recognises(cls, names: Iterable[str]) -> bool:

@@ -24,6 +24,8 @@ from saturation.storage.trust import shown_url
 from saturation.trajectory.folder_steps import beside, numbered, single
 from saturation.trajectory.step_names import manifest_of, step_name
 
+CANONICAL, STORED = NAMES = ("canonical", "stored")
+
 
 class Trajectory:
     """An ordered sequence of checkpoints, opened one by one when asked for.
@@ -34,6 +36,7 @@ class Trajectory:
       ignored: (name, reason) of everything that looks like a checkpoint and was left out.
       expected: the steps that its manifest says there are, if it has one.
       remote: whether reading takes requests over a network, many of which should be under way.
+      names: one of `NAMES`: what arrays are called.
     """
 
     def __init__(
@@ -42,8 +45,9 @@ class Trajectory:
         folders: Mapping[int, Folder],
         ignored: Sequence[tuple[str, str]] = (),
         expected: Sequence[int] = (),
+        names: str = CANONICAL,
     ):
-        self.path = shown_url(path)
+        self.path, self.names = shown_url(path), names
         self.steps = tuple(sorted(folders))
         self.ignored, self.expected = tuple(ignored), tuple(expected)
         self.remote = any(folder.remote for folder in folders.values())
@@ -65,7 +69,9 @@ class Trajectory:
             raise TrajectoryError(_absent(self.path, [step], self.steps))
         with self._locks[step]:
             if step not in self._opened:
-                self._opened[step] = checkpoints.open_checkpoint(self._folders[step], step)
+                self._opened[step] = checkpoints.open_checkpoint(
+                    self._folders[step], step, self.names == STORED
+                )
             return self._opened[step]
 
     def folder(self, step: int) -> Folder:
@@ -166,11 +172,23 @@ class Trajectory:
                 f"{self.path}: no step is in {steps!r}; there are {_listed(self.steps)}."
             )
         folders = {step: self._folders[step] for step in wanted}
-        return Trajectory(self.path, folders, self.ignored, expected)
+        return Trajectory(self.path, folders, self.ignored, expected, self.names)
+
+    def under(self, names: str) -> Trajectory:
+        """Return the trajectory with its arrays under canonical names, or those on disk.
+
+        Raises:
+          TrajectoryError: `names` is none of `NAMES`.
+        """
+        if names not in NAMES:
+            raise TrajectoryError(f"Names are {' or '.join(NAMES)}, not {names!r}.")
+        return Trajectory(self.path, self._folders, self.ignored, self.expected, names)
 
 
 def open_trajectory(
-    path: str | os.PathLike[str], steps: str | Sequence[int] | None = None
+    path: str | os.PathLike[str],
+    steps: str | Sequence[int] | None = None,
+    names: str = CANONICAL,
 ) -> Trajectory:
     """Find the checkpoints in a folder, or wherever else they lie.
 
@@ -179,6 +197,7 @@ def open_trajectory(
         `hf://ORG/REPO@PATTERN`, where each branch or tag that the pattern matches is a checkpoint;
         a manifest (see `saturation.trajectory.manifest`), or the name of one that the package has.
       steps: which of them, as `Trajectory.select` takes it.
+      names: "canonical", one scheme for every format, or "stored", those on disk.
 
     Returns:
       The trajectory.
@@ -191,7 +210,7 @@ def open_trajectory(
     if not name or "\0" in name:
         raise TrajectoryError(f"{name!r} is no path: a folder, a file or a URL was expected.")
     try:
-        return _find(name).select(steps)
+        return _find(name).select(steps).under(names)
     except CheckpointFormatError as error:
         raise TrajectoryError(str(error)) from error
 
