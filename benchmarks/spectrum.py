@@ -25,8 +25,10 @@ from saturation.checkpoints.base import Parameter
 from saturation.measures.spectrum.measure import SPECTRUM
 from saturation.models import T5Config
 from saturation.results.folder import RunFolder
+from saturation.results.state import RunState
 from saturation.runs.groups import measure_groups
-from saturation.runs.plan import Shard, group_jobs
+from saturation.runs.plan import Shard, work_left
+from saturation.runs.run_json import what_is_measured
 from saturation.runtime.progress import Progress
 
 TARGET = 5.0  # seconds
@@ -54,9 +56,11 @@ def seconds(trajectory: Any, parameters: dict[str, Parameter]) -> float:
     """Wall time of the driver for one checkpoint, writing the parts included."""
     with tempfile.TemporaryDirectory() as out:
         folder, quiet = RunFolder(out), Progress("", "B", quiet=True)
-        todo, _ = group_jobs(folder, trajectory.steps, parameters, [SPECTRUM], Shard())
+        described = what_is_measured(trajectory.steps, [SPECTRUM], parameters)
+        state = RunState.read(folder).joined(described)
+        todo = work_left(state, trajectory.steps, parameters, [SPECTRUM], Shard()).groups
         begun = time.perf_counter()
-        measure_groups(trajectory, parameters, todo, folder, quiet, threading.Event())
+        measure_groups(trajectory, parameters, todo, folder, described, quiet, threading.Event())
         return time.perf_counter() - begun
 
 

@@ -15,8 +15,7 @@ from safetensors.numpy import save_file
 import saturation
 from saturation.cli.text import status_text
 from saturation.errors import CheckpointFormatError, FormerVersionWarning, ResultsError
-from saturation.results.folder import RunFolder
-from saturation.results.parts import status
+from saturation.results.state import open_run
 
 FORMER = Path(__file__).parent / "data" / "run_of_20ae0b7"
 
@@ -164,7 +163,7 @@ def test_a_run_of_the_former_version_is_read_and_not_extended(tmp_path):
     last = table.query("metric == 'l2' and scope == 'total' and step == 20")["value"].item()
     assert last == pytest.approx(np.linalg.norm(whole), rel=1e-12)
     assert "no fingerprint of every checkpoint" in status_text(
-        "r", status(RunFolder(tmp_path / "r"))
+        "r", open_run(tmp_path / "r").status()
     )
     with pytest.raises(ResultsError, match="nothing can be added to it; measure into a new folder"):
         measured(tmp_path / "t", tmp_path / "r")

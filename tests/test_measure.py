@@ -21,8 +21,7 @@ from saturation.checkpoints.base import Parameter
 from saturation.errors import MeasureError, ResultsError, Stopped
 from saturation.measures.base import ArrayInfo
 from saturation.measures.direction.measure import DIRECTION
-from saturation.results.folder import RunFolder
-from saturation.results.parts import status
+from saturation.results.state import open_run
 from saturation.runs import blocks as stream
 from saturation.runs import measure as run
 from saturation.runs import plan
@@ -337,7 +336,7 @@ def test_a_stopped_run_resumes_and_reuses(
 
     with pytest.raises(Stopped, match="run the same command again"):
         saturation.measure(trajectory, BOTH, out, progress=StopSoon("", "B", quiet=True), stop=stop)
-    present = status(RunFolder(out)).present["norms"]
+    present = open_run(out).status().present["norms"]
     assert present > 0, "the arrays at hand are finished and written"
     outcome = saturation.measure(trajectory, BOTH, out)
     bundled = json.loads((tmp_path / "r" / "run.json").read_text())["bundles"]

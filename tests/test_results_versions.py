@@ -18,8 +18,9 @@ from saturation.errors import FormerVersionWarning, ResultsError
 from saturation.measures import MEASURES
 from saturation.measures.base import ActivationMeasure, GroupMeasure
 from saturation.results.folder import RunFolder
-from saturation.results.parts import IDENTITY, part_keys, read_run_json, status, write_part
+from saturation.results.parts import write_part
 from saturation.results.seal import LAYOUT
+from saturation.results.state import IDENTITY, RunState, open_run
 from saturation.results.table import load_results, load_vectors
 from saturation.runs.measure import measure
 
@@ -50,7 +51,7 @@ def write_run(path: Path, name: str, without: str = "", **changes) -> str:
         {key: said for key, said in (described | changes).items() if said is not None}
     )
     spans = [(step, step) for step in STEPS] if isinstance(measure, ActivationMeasure) else [STEPS]
-    for key in part_keys(measure, described):
+    for key in RunState(folder, described, described, {}).keys(measure):
         for span in spans:
             columns = part_columns(measure, span)
             columns.pop(without, None)
@@ -132,7 +133,7 @@ def test_a_run_file_that_lacks_a_key_is_refused_by_name(key, tmp_path: Path):
     run = write_run(tmp_path / "run", "norms", **{key: None})
     assert key not in json.loads((tmp_path / "run" / "run.json").read_text())
     with pytest.raises(ResultsError, match=f"has no `{key}`: another version of saturation wrote"):
-        read_run_json(RunFolder(run))
+        open_run(run)
 
 
 def test_a_former_version_of_a_measure_is_named_and_left_out(tmp_path: Path):
@@ -141,7 +142,7 @@ def test_a_former_version_of_a_measure_is_named_and_left_out(tmp_path: Path):
     with pytest.warns(FormerVersionWarning, match=said):
         table = load_results(run)
     assert set(table["measure"]) == {"norms"}
-    found = status(RunFolder(run))
+    found = open_run(run).status()
     assert found.complete
     assert found.former == said
     assert f"left out: {said}" in status_text(run, found)

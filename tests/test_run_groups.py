@@ -15,8 +15,7 @@ import saturation
 from saturation.errors import MeasureError, Stopped
 from saturation.measures import MEASURES
 from saturation.measures.base import GroupMeasure
-from saturation.results.folder import RunFolder
-from saturation.results.parts import status
+from saturation.results.state import open_run
 from saturation.results.table import load_results, load_vectors
 from saturation.runs import plan
 from saturation.runs.plan import Shard, planned_work
@@ -149,7 +148,7 @@ def test_shards_and_later_steps_add_up_to_the_same_table(folder, run, tmp_path):
     whole = saturation.open_trajectory(folder)
     half = saturation.measure(whole, ["spectrum"], out, Shard(0, 2))
     assert (half.computed, half.reused) == (2, 2)
-    found = status(RunFolder(out))
+    found = open_run(out).status()
     assert not found.complete
     assert found.missing["spectrum"] == ["decoder/layers_0/self_attention"]
     assert (found.present["spectrum"], found.expected["spectrum"]) == (8, 9)

@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 from saturation import load_results, measure, open_trajectory
 from saturation.cli.commands import app
 from saturation.errors import ResultsError
-from saturation.results.folder import RUN_FILE, RunFolder
-from saturation.results.parts import read_run_json, status
+from saturation.results.folder import RUN_FILE
 from saturation.results.seal import seal_of, values_digest
+from saturation.results.state import open_run
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_a_part_that_is_not_what_it_stands_for_is_named(
     for read in (
         lambda: load_results(copied),
         lambda: load_results(copied, partial=True),
-        lambda: status(RunFolder(copied)),
+        lambda: open_run(copied).status(verified=True),
         lambda: measure(open_trajectory(runs[0]), ["norms", "spectrum"], str(copied)),
     ):
         with pytest.raises(ResultsError, match=said):
@@ -147,12 +147,12 @@ def test_a_shape_that_was_edited_is_noticed(copied: Path) -> None:
     next(iter(described["arrays"].values()))["fan_in"] = 77
     (copied / RUN_FILE).write_text(json.dumps(described))
     with pytest.raises(ResultsError, match="was edited or damaged"):
-        read_run_json(RunFolder(copied))
+        open_run(copied)
     (copied / RUN_FILE).write_text(json.dumps(json.loads(text) | {"layout": 3}))
     with pytest.raises(
         ResultsError, match="is of layout '3', and this version reads layouts up to"
     ):
-        read_run_json(RunFolder(copied))
+        open_run(copied)
 
 
 def test_digests_tell_values_names_and_lengths_apart() -> None:

@@ -100,10 +100,9 @@ app.command("measure", cls=WithActivationOptions)(measure_trajectory)
 def show_status(run: RunArgument, as_json: JsonOption = False) -> None:
     """Say what of a run is there and what is missing."""
     from saturation.cli.text import status_text
-    from saturation.results.folder import RunFolder
-    from saturation.results.parts import status
+    from saturation.results.state import open_run
 
-    found = status(RunFolder(run))
+    found = open_run(run).status(verified=True)
     print_result(found.to_json() if as_json else status_text(run, found))
 
 

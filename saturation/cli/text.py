@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure
-from saturation.results.parts import Status
+from saturation.results.state import Status
 from saturation.trajectory.constants import constants
 from saturation.trajectory.survey import survey
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from saturation.results.folder import RunFolder
-from saturation.results.parts import read_run_json
+from saturation.results.state import open_run
 from saturation.results.table import load_results, load_vectors
 from saturation.storage.write import refuse_url
 
@@ -47,7 +46,7 @@ def report(
         written += write_figures(tables, fits, figures, eigenvalues)
         written.append(write_summary(tables, fits, Path(figures) / "summary.txt"))
     if page is not None:
-        facts = {names[run]: read_run_json(RunFolder(run)) for run in runs}
+        facts = {names[run]: dict(open_run(run).described) for run in runs}
         written.append(write_page(tables, fits, page, facts, eigenvalues))
     return written
 

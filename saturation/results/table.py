@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,16 +24,7 @@ from saturation.measures.base import (
     Measure,
     WeightMeasure,
 )
-from saturation.results.folder import RunFolder
-from saturation.results.parts import (
-    ACTIVATIONS,
-    Status,
-    completeness,
-    part_keys,
-    read_part,
-    read_run_json,
-    readable_measures,
-)
+from saturation.results.state import RunState, Status, open_run
 from saturation.scopes import is_kernel, scopes
 
 if TYPE_CHECKING:
@@ -61,41 +53,40 @@ def load_results(run: str | Any, partial: bool = False) -> pd.DataFrame:
     """
     import pandas as pd
 
-    folder = RunFolder(run)
-    described = read_run_json(folder)
-    found = completeness(folder, described)
+    state = open_run(run)
+    found, path = state.status(), state.folder.path
     if found.former:
         warnings.warn(
-            f"{folder.path}: left out what another version of a measure wrote ({found.former}). "
+            f"{path}: left out what another version of a measure wrote ({found.former}). "
             "Measure it again into a new folder.",
             FormerVersionWarning,
             stacklevel=2,
         )
     if found.unrecorded:
         warnings.warn(
-            f"{folder.path}: {found.unrecorded}; it is read, and nothing is added to it.",
+            f"{path}: {found.unrecorded}; it is read, and nothing is added to it.",
             FormerVersionWarning,
             stacklevel=2,
         )
     if not (found.complete or partial):
-        raise ResultsError(_incomplete(folder.path, found))
+        raise ResultsError(_incomplete(path, found))
     tables = []
-    for measure in readable_measures(described):
+    for measure in state.measures:
         if isinstance(measure, ActivationMeasure):
-            series = _activation_series(folder, described, measure)
+            series = _activation_series(state, measure)
         elif isinstance(measure, GroupMeasure):
-            series = _group_series(folder, described, measure)
+            series = _group_series(state, measure)
         else:
-            series = _weight_series(folder, described, measure)
-        tables.append(_long_table(measure, described["steps"], list(series)))
+            series = _weight_series(state, measure)
+        tables.append(_long_table(measure, state.described["steps"], list(series)))
     if not tables:
         raise ResultsError(
-            f"{folder.path} holds nothing that this version of saturation can read: "
+            f"{path} holds nothing that this version of saturation can read: "
             f"{found.former}. Measure it again into a new folder."
         )
     whole = pd.concat(tables, ignore_index=True)
-    if "activations" in described:
-        whole.attrs["activations"] = described["activations"]
+    if "activations" in state.described:
+        whole.attrs["activations"] = state.described["activations"]
     return whole
 
 
@@ -109,19 +100,17 @@ class _Series:
     kept: np.ndarray
 
 
-def _weight_series(
-    folder: RunFolder, described: Mapping[str, Any], measure: WeightMeasure
-) -> Iterable[_Series]:
+def _weight_series(state: RunState, measure: WeightMeasure) -> Iterable[_Series]:
     """Yield every metric of every scope, from the statistics of the arrays in it."""
-    steps = np.array(described["steps"], np.int64)
+    steps = np.array(state.described["steps"], np.int64)
     spacing = np.diff(steps, prepend=steps[0] - 1)  # the first step is compared with nothing
     previous = np.concatenate([steps[:1], steps[:-1]])
     log_spacing = np.full(len(steps), np.nan)
     later = (previous > 0) & (steps > previous)
     log_spacing[later] = np.log(steps[later] / previous[later])
-    names = list(described["arrays"])
-    statistics, present = _weight_statistics(folder, described, measure)
-    info = array_info(described["arrays"])
+    names = list(state.described["arrays"])
+    statistics, present = _weight_statistics(state, measure)
+    info = array_info(state.described["arrays"])
     row_of = {name: row for row, name in enumerate(names)}
     for scope, members in scopes(names).items():
         rows = np.array([row_of[name] for name in members])
@@ -142,25 +131,22 @@ def _weight_series(
 
 
 def _weight_statistics(
-    folder: RunFolder, described: Mapping[str, Any], measure: WeightMeasure
+    state: RunState, measure: WeightMeasure
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return {statistic: float64 (arrays, steps)} and where it is present, bool (arrays, steps)."""
-    column_of = {step: column for column, step in enumerate(described["steps"])}
-    names = list(described["arrays"])
+    column_of = {step: column for column, step in enumerate(state.described["steps"])}
+    names = list(state.described["arrays"])
     shape = (len(names), len(column_of))
     statistics = {name: np.full(shape, np.nan) for name in measure.statistics}
     present = np.zeros(shape, bool)
     row_of = {name: row for row, name in enumerate(names)}
-    parts = folder.parts()
-    for key in part_keys(measure, described):
-        for span in parts.get((measure.name, key), []):
-            part = read_part(folder, described, measure, key, span)
-            kept = np.isin(part["step"], described["steps"])
-            rows = [row_of[name] for name in part["array"][kept]]
-            columns = [column_of[step] for step in part["step"][kept].tolist()]
-            present[rows, columns] = True
-            for statistic in measure.statistics:
-                statistics[statistic][rows, columns] = part[statistic][kept]
+    for _, _, part in state.read_parts(measure):
+        kept = np.isin(part["step"], state.described["steps"])
+        rows = [row_of[name] for name in part["array"][kept]]
+        columns = [column_of[step] for step in part["step"][kept].tolist()]
+        present[rows, columns] = True
+        for statistic in measure.statistics:
+            statistics[statistic][rows, columns] = part[statistic][kept]
     return statistics, present
 
 
@@ -182,43 +168,36 @@ def array_info(arrays: Mapping[str, Mapping[str, Any]]) -> ArrayInfo:
     )
 
 
-def _activation_series(
-    folder: RunFolder, described: Mapping[str, Any], measure: ActivationMeasure
-) -> Iterable[_Series]:
+def _activation_series(state: RunState, measure: ActivationMeasure) -> Iterable[_Series]:
     """Yield every metric of every layer and head that the parts of the steps report."""
-    steps = described["steps"]
-    spans = folder.parts().get((measure.name, ACTIVATIONS), [])
+    steps = state.described["steps"]
     found: dict[str, dict[str, np.ndarray]] = {}
-    for span in spans:
-        if span[0] not in steps:
+    kept = np.zeros(len(steps), bool)
+    for _, (step, _), part in state.read_parts(measure):
+        if step not in steps:
             continue
-        column = steps.index(span[0])
-        part = read_part(folder, described, measure, ACTIVATIONS, span)
+        column = steps.index(step)
+        kept[column] = True
         for row, scope in enumerate(part["scope"]):
             statistics = found.setdefault(
                 scope, {name: np.full(len(steps), np.nan) for name in measure.statistics}
             )
             for name in measure.statistics:
                 statistics[name][column] = part[name][row]
-    kept = np.isin(steps, [start for start, _ in spans])
     for scope, statistics in found.items():
         at_steps = {**statistics, STEP: np.array(steps, np.float64)}
         for metric, values in measure.metrics(at_steps).items():
             yield _Series(metric, scope, values, kept)
 
 
-def _group_series(
-    folder: RunFolder, described: Mapping[str, Any], measure: GroupMeasure
-) -> Iterable[_Series]:
+def _group_series(state: RunState, measure: GroupMeasure) -> Iterable[_Series]:
     """Yield every metric of every scope of every group."""
-    column_of = {step: column for column, step in enumerate(described["steps"])}
+    column_of = {step: column for column, step in enumerate(state.described["steps"])}
     nothing = np.full(len(column_of), np.nan)
-    parts = folder.parts()
-    for group in part_keys(measure, described):
+    for _, of_group in groupby(state.read_parts(measure), key=lambda read: read[0]):
         found: dict[str, dict[str, np.ndarray]] = {}
         kept = np.zeros(len(column_of), bool)
-        for span in parts.get((measure.name, group), []):
-            part = read_part(folder, described, measure, group, span)
+        for _, _, part in of_group:
             for row, (step, scope) in enumerate(zip(part["step"], part["scope"], strict=True)):
                 if step not in column_of:
                     continue
@@ -250,23 +229,18 @@ def load_vectors(run: str | Any, measure: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    folder = RunFolder(run)
-    described = read_run_json(folder)
+    state = open_run(run)
     [found] = find_measures([measure])
     vectors = found.vectors if isinstance(found, GroupMeasure) else ()
     columns = ["step", "scope", *vectors]
-    readable = [one.name for one in readable_measures(described)]
-    if not vectors or measure not in readable:
+    if not vectors or found not in state.measures:
         return pd.DataFrame(columns=columns)
-    parts = folder.parts()
     tables = [
-        pd.DataFrame({name: read[name] for name in columns})
-        for group in part_keys(found, described)
-        for span in parts.get((measure, group), [])
-        for read in [read_part(folder, described, found, group, span)]
+        pd.DataFrame({name: part[name] for name in columns})
+        for _, _, part in state.read_parts(found)
     ]
     table = pd.concat(tables or [pd.DataFrame(columns=columns)], ignore_index=True)
-    kept = table["step"].isin(described["steps"]) & (table[vectors[0]].map(len) > 0)
+    kept = table["step"].isin(state.described["steps"]) & (table[vectors[0]].map(len) > 0)
     kept &= ~table.duplicated(["step", "scope"])  # two tasks may have written the same steps
     return table.loc[kept].sort_values(["scope", "step"], ignore_index=True)
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from saturation.errors import MeasureError, ResultsError
-from saturation.measures import find_measures
-from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure, WeightMeasure
+from saturation.measures import find_measures, needs_corpus, needs_tokens
+from saturation.measures.base import Measure
 from saturation.results.folder import RunFolder
-from saturation.results.parts import verify_parts
+from saturation.results.state import RunState
 from saturation.runs.activations import measure_activations
 from saturation.runs.groups import measure_groups
-from saturation.runs.plan import Shard, activation_steps, group_jobs, jobs, shared_parameters
-from saturation.runs.run_json import describe_run, join_run
+from saturation.runs.plan import Shard, Work, shared_parameters, work_left
+from saturation.runs.run_json import describe_run
 from saturation.runs.settings import ActivationSettings, read_settings
 from saturation.runs.shared_folder import SharedRunFolder
 from saturation.runs.weights import WeightStream
@@ -101,12 +101,9 @@ def measure(
       Stopped: `stop` was set before everything was done.
     """
     asked = find_measures(tuple(measures))
-    weights = [one for one in asked if isinstance(one, WeightMeasure)]
-    grouped = [one for one in asked if isinstance(one, GroupMeasure)]
-    activated = [one for one in asked if isinstance(one, ActivationMeasure)]
-    settings = (
-        (activations or read_settings(measures, trajectory=trajectory)) if activated else None
-    )
+    settings = None
+    if needs_tokens(measures):
+        settings = activations or read_settings(measures, trajectory=trajectory)
     folder, shard = SharedRunFolder(out), shard or Shard()
     progress = progress or Progress("", "B", quiet=True)
     _refuse_out_of_checkpoint(out, trajectory)
@@ -117,39 +114,33 @@ def measure(
         "checkpoints, tokens or settings",
         {key: value for key, value in described.items() if key != "environment"},
     )
-    # Before the folder is begun: it refuses models that a measure of groups does not know.
-    groups, reused_groups = group_jobs(folder, trajectory.steps, parameters, grouped, shard)
-    joined = join_run(folder, described, trajectory)
-    bundled = joined["bundles"]
-    verify_parts(folder, joined, asked)
 
-    todo, reused = jobs(folder, trajectory.steps, parameters, bundled, weights, shard)
-    steps, reused_steps = activation_steps(folder, trajectory.steps, activated, shard)
-    computed = sum(len(job.measures) for job in todo) + len(groups) + sum(map(len, steps.values()))
-    reused += reused_groups + reused_steps
+    def left_of(state: RunState) -> Work:
+        return work_left(state, trajectory.steps, parameters, asked, shard)
+
+    state = RunState.read(folder).joined(described)
+    left = left_of(state)  # which refuses models that a measure does not know, before a run begins
+    state.write()
+    state.verify(asked)
     progress.say(
-        f"{computed} parts to compute, {reused} reused from an earlier run of {folder.path}"
+        f"{left.parts} parts to compute, {left.reused} reused from an earlier run of {folder.path}"
     )
     with interrupt_requested() if stop is None else nullcontext(stop) as stop:
-        stream = WeightStream(trajectory, parameters, folder, joined, progress, stop)
-        if todo:
-            stream.run(todo)
-        if groups:
-            measure_groups(trajectory, parameters, groups, folder, joined, progress, stop)
-        if steps and settings is not None:
-            measure_activations(trajectory, steps, settings, folder, joined, progress, stop)
+        shared = folder, state.described, progress, stop
+        stream = WeightStream(trajectory, parameters, *shared)
+        if left.weights:
+            stream.run(left.weights)
+        if left.groups:
+            measure_groups(trajectory, parameters, left.groups, *shared)
+        if left.steps and settings is not None:
+            measure_activations(trajectory, left.steps, settings, *shared)
     on_every_process(trajectory.refuse_changed)
     # Another command may have written `run.json` when this one did, and known nothing of it.
-    if folder.read_description() is None:
+    after = RunState.read(folder).joined(described)
+    if not after.found or left_of(after).parts:
         raise _deleted(folder)
-    bundled = join_run(folder, described, trajectory)["bundles"]
-    if (
-        jobs(folder, trajectory.steps, parameters, bundled, weights, shard)[0]
-        or group_jobs(folder, trajectory.steps, parameters, grouped, shard)[0]
-        or any(activation_steps(folder, trajectory.steps, activated, shard)[0].values())
-    ):
-        raise _deleted(folder)
-    return Outcome(computed, reused, tuple(sorted(stream.nonfinite)))
+    after.write()
+    return Outcome(left.parts, left.reused, tuple(sorted(stream.nonfinite)))
 
 
 def _deleted(folder: RunFolder) -> ResultsError:
@@ -189,6 +180,6 @@ def _prepare(
         if settings.mesh:
             make_mesh(settings.mesh)  # refuses what does not fit the devices
         described["activations"] = settings.fingerprint()
-        if any(isinstance(one, ActivationMeasure) and one.needs_corpus for one in asked):
+        if needs_corpus([one.name for one in asked]):
             described["corpus"] = settings.describe_corpus()
     return parameters, described

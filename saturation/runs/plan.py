@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from saturation.errors import MeasureError
 from saturation.measures import find_measures
-from saturation.measures.base import ActivationMeasure, GroupMeasure, WeightMeasure
+from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure, WeightMeasure
 from saturation.results.folder import RunFolder
-from saturation.results.parts import ACTIVATIONS, missing_positions, refuse_other_versions
-from saturation.runs.run_json import bundles, refuse_other_arrays
+from saturation.results.parts import ACTIVATIONS
+from saturation.results.state import RunState, Span
+from saturation.runs.run_json import what_is_measured
 from saturation.trajectory.constants import constants
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class GroupJob:
     start: int
     stop: int
 
-    def nbytes(self, parameters: dict[str, Parameter]) -> int:
+    def nbytes(self, parameters: Mapping[str, Parameter]) -> int:
         """Return how many bytes the job reads."""
         return _group_bytes(self.arrays, parameters) * (self.stop - self.start)
 
@@ -148,82 +149,77 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def jobs(
-    folder: RunFolder,
-    steps: Sequence[int],
-    arrays: Mapping[str, Parameter],
-    bundled: Mapping[str, Sequence[str]],
-    measures: Sequence[WeightMeasure],
-    shard: Shard,
-) -> tuple[list[Job], int]:
-    """Return what this shard has left to do, largest bundle first, and how many parts it has."""
-    parts = folder.parts()
-    todo, reused = [], 0
-    nbytes = {key: sum(arrays[name].nbytes for name in names) for key, names in bundled.items()}
-    for key in assigned(nbytes, shard):
-        ranges: dict[tuple[int, int], list[WeightMeasure]] = {}
-        for measure in measures:
-            present = parts.get((measure.name, key), [])
-            reused += len(present)
-            missing = missing_positions(steps, present)
-            for start, stop in part_ranges(missing, nbytes[key]):
-                ranges.setdefault((start, stop), []).append(measure)
-        todo += [
-            Job(key, tuple(bundled[key]), tuple(group), start, stop)
-            for (start, stop), group in sorted(ranges.items(), key=lambda item: item[0])
-        ]
-    return todo, reused
+@dataclass(frozen=True)
+class Work:
+    """What one shard has left to do of what is asked of a run.
+
+    Attributes:
+      weights: of measures of weights, the largest bundle first.
+      groups: of measures of groups.
+      steps: {step: the measures of activations that it lacks}.
+      reused: how many parts are there already.
+    """
+
+    weights: list[Job]
+    groups: list[GroupJob]
+    steps: dict[int, tuple[ActivationMeasure, ...]]
+    reused: int
+
+    @property
+    def parts(self) -> int:
+        """How many parts are left to write."""
+        of_weights = sum(len(job.measures) for job in self.weights)
+        return of_weights + len(self.groups) + sum(map(len, self.steps.values()))
 
 
-def group_jobs(
-    folder: RunFolder,
+def work_left(
+    state: RunState,
     steps: Sequence[int],
-    parameters: dict[str, Parameter],
-    measures: Sequence[GroupMeasure],
+    parameters: Mapping[str, Parameter],
+    measures: Sequence[Measure],
     shard: Shard,
-) -> tuple[list[GroupJob], int]:
-    """Return what this shard has left to do of measures of groups, and how many parts it has.
+) -> Work:
+    """Return what a shard has left to do.
 
     Raises:
-      MeasureError: the arrays form no group that a measure knows.
+      MeasureError: the arrays form no group that a measure of groups knows.
     """
-    parts = folder.parts()
+    weights = [one for one in measures if isinstance(one, WeightMeasure)]
+    grouped = [one for one in measures if isinstance(one, GroupMeasure)]
+    activated = [one for one in measures if isinstance(one, ActivationMeasure)]
+    mine = slice(shard.index, None, shard.count)
+    reused, jobs, group_jobs, at_steps = 0, [], [], {}
+
+    bundled = state.described["bundles"]
+    sizes = {key: sum(parameters[n].nbytes for n in names) for key, names in bundled.items()}
+    for key in assigned(sizes, shard):
+        ranges: dict[Span, list[WeightMeasure]] = {}
+        for measure in weights:
+            reused += len(state.parts.get((measure.name, key), ()))
+            for span in part_ranges(state.missing(measure, key, steps), sizes[key]):
+                ranges.setdefault(span, []).append(measure)
+        spans = sorted(ranges.items(), key=lambda item: item[0])
+        jobs += [Job(key, tuple(bundled[key]), tuple(some), *span) for span, some in spans]
+
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    todo, reused = [], 0
-    for measure in measures:
+    for measure in grouped:
         groups = measure.groups(shapes)
-        for group in sorted(groups)[shard.index :: shard.count]:
-            present = parts.get((measure.name, group), [])
-            reused += len(present)
-            missing = missing_positions(steps, present)
-            for start, stop in part_ranges(missing, _group_bytes(groups[group], parameters)):
-                todo.append(GroupJob(measure, group, groups[group], start, stop))
-    return todo, reused
+        for key in sorted(groups)[mine]:
+            reused += len(state.parts.get((measure.name, key), ()))
+            nbytes = _group_bytes(groups[key], parameters)
+            spans = part_ranges(state.missing(measure, key, steps), nbytes)
+            group_jobs += [GroupJob(measure, key, groups[key], *span) for span in spans]
 
-
-def _group_bytes(arrays: dict[str, str], parameters: dict[str, Parameter]) -> int:
-    return sum(parameters[name].nbytes for name in arrays.values())
-
-
-def activation_steps(
-    folder: RunFolder,
-    steps: Sequence[int],
-    measures: Sequence[ActivationMeasure],
-    shard: Shard,
-) -> tuple[dict[int, tuple[ActivationMeasure, ...]], int]:
-    """Return {step: measures it lacks} of this shard's steps, and how many parts it has."""
-    parts = folder.parts()
-    todo: dict[int, tuple[ActivationMeasure, ...]] = {}
-    mine = steps[shard.index :: shard.count]
-    for step in mine:
-        lacking = tuple(
-            measure
-            for measure in measures
-            if missing_positions([step], parts.get((measure.name, ACTIVATIONS), []))
-        )
+    for step in steps[mine]:
+        lacking = tuple(m for m in activated if state.missing(m, ACTIVATIONS, [step]))
+        reused += len(activated) - len(lacking)
         if lacking:
-            todo[step] = lacking
-    return todo, len(mine) * len(measures) - sum(map(len, todo.values()))
+            at_steps[step] = lacking
+    return Work(jobs, group_jobs, at_steps, reused)
+
+
+def _group_bytes(arrays: Mapping[str, str], parameters: Mapping[str, Parameter]) -> int:
+    return sum(parameters[name].nbytes for name in arrays.values())
 
 
 def part_ranges(positions: Sequence[int], nbytes: int) -> list[tuple[int, int]]:
@@ -256,37 +252,26 @@ def planned_work(
       ResultsError: `out` holds the run of other steps or arrays.
     """
     parameters = shared_parameters(trajectory, common_arrays)
-    asked, folder = find_measures(tuple(measures)), RunFolder(out)
-    weights = [measure for measure in asked if isinstance(measure, WeightMeasure)]
-    activated = [measure for measure in asked if isinstance(measure, ActivationMeasure)]
-    grouped = [measure for measure in asked if isinstance(measure, GroupMeasure)]
-    bundled = bundles(parameters, len(trajectory.steps))
-    found = folder.read_description()
-    if found is not None:
-        refuse_other_versions(folder, found)
-        refuse_other_arrays(folder, found, trajectory.steps, parameters)
-        bundled = found["bundles"]
-    todo, reused = jobs(folder, trajectory.steps, parameters, bundled, weights, shard)
-    groups, reused_groups = group_jobs(folder, trajectory.steps, parameters, grouped, shard)
-    steps, reused_steps = activation_steps(folder, trajectory.steps, activated, shard)
-    arrays = {name for job in todo for name in job.names} | {
-        name for job in groups for name in job.arrays.values()
+    asked = find_measures(tuple(measures))
+    begun = what_is_measured(trajectory.steps, asked, parameters)
+    state = RunState.read(RunFolder(out)).joined(begun)
+    left = work_left(state, trajectory.steps, parameters, asked, shard)
+    arrays = {name for job in left.weights for name in job.names} | {
+        name for job in left.groups for name in job.arrays.values()
     }
     whole = sum(parameter.nbytes for parameter in parameters.values())
     return {
-        "arrays": len(parameters if steps else arrays),
+        "arrays": len(parameters if left.steps else arrays),
         "steps": len(trajectory.steps),
-        "bytes": bytes_to_read(todo, parameters)
-        + sum(job.nbytes(parameters) for job in groups)
-        + whole * len(steps),
-        "parts": sum(len(job.measures) for job in todo)
-        + len(groups)
-        + sum(map(len, steps.values())),
-        "reused": reused + reused_groups + reused_steps,
+        "bytes": bytes_to_read(left.weights, parameters)
+        + sum(job.nbytes(parameters) for job in left.groups)
+        + whole * len(left.steps),
+        "parts": left.parts,
+        "reused": left.reused,
     }
 
 
-def bytes_to_read(todo: Sequence[Job], parameters: dict[str, Parameter]) -> int:
+def bytes_to_read(todo: Sequence[Job], parameters: Mapping[str, Parameter]) -> int:
     """Return how many bytes the jobs read, with the steps that are only compared with."""
     return sum(
         sum(parameters[name].nbytes for name in job.names)

@@ -1,4 +1,4 @@
-"""What `run.json` says of a run, and whether a command may add to a run that is there."""
+"""What `run.json` says of a run that a command begins."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from saturation._package import __version__
-from saturation.errors import ResultsError
 from saturation.measures.base import Measure
-from saturation.results.folder import RunFolder
-from saturation.results.parts import IDENTITY, former_measures, refuse_other_versions, unrecorded
 from saturation.results.seal import LAYOUT
-from saturation.results.settings import comparable, flat
+from saturation.results.state import IDENTITY
 from saturation.trajectory.constants import constants
 
 if TYPE_CHECKING:
@@ -28,24 +25,33 @@ FEWEST_BUNDLES, MOST_BUNDLES = 8, 32
 
 
 def describe_run(
-    trajectory: Trajectory, measures: Sequence[Measure], parameters: dict[str, Parameter]
+    trajectory: Trajectory, measures: Sequence[Measure], parameters: Mapping[str, Parameter]
 ) -> dict[str, Any]:
     """Return `run.json`: what is measured, of what, by which code, on which device."""
     steps = trajectory.steps
-    bundled = bundles(parameters, len(steps))
     return {
         "layout": LAYOUT,
         "trajectory": trajectory.path,
         "format": trajectory[steps[0]].format,
-        "steps": list(steps),
+        **what_is_measured(steps, measures, parameters),
         "identity": {str(step): known for step, known in trajectory.fingerprints().items()},
         "identity_of": IDENTITY,
+        "left_out": [list(one) for one in _left_out(trajectory)],
+        "environment": _environment(),
+    }
+
+
+def what_is_measured(
+    steps: Sequence[int], measures: Sequence[Measure], parameters: Mapping[str, Parameter]
+) -> dict[str, Any]:
+    """Return what of `run.json` says what there is to do; for it no file needs to be read."""
+    return {
+        "steps": list(steps),
+        "identity": {},
         "measures": [measure.name for measure in measures],
         "versions": {measure.name: measure.version for measure in measures},
         "arrays": _describe_arrays(parameters),
-        "left_out": [list(one) for one in _left_out(trajectory)],
-        "bundles": {key: list(names) for key, names in bundled.items()},
-        "environment": _environment(),
+        "bundles": {key: list(names) for key, names in bundles(parameters, len(steps)).items()},
     }
 
 
@@ -92,112 +98,6 @@ def version_text() -> str:
     )
 
 
-def join_run(folder: RunFolder, asked: dict[str, Any], trajectory: Trajectory) -> dict[str, Any]:
-    """Write `run.json`, or extend the one that is there, and return it.
-
-    A run can be asked for more measures, and for more steps behind the ones it has.
-
-    Raises:
-      ResultsError: the folder holds the run of another trajectory, or of other steps or arrays.
-    """
-    found = folder.read_description()
-    if found is None:
-        folder.write_run_json(asked)
-        return asked
-    refuse_other_versions(folder, found)
-    _refuse_former_identity(folder, found)
-    _refuse_other_trajectory(folder, found, asked["identity"], trajectory)
-    refuse_other_arrays(folder, found, asked["steps"], asked["arrays"])
-    _refuse_former_measures(folder, found)
-    for key, what in (
-        ("activations", "tokens or settings"),
-        ("corpus", "common and distinct tokens"),
-    ):
-        if key in found and key in asked:
-            _refuse_other_settings(folder, what, found[key], asked[key])
-    joined = {
-        **asked,
-        **found,
-        "steps": max(found["steps"], asked["steps"], key=len),
-        "identity": {**asked["identity"], **found["identity"]},
-        "measures": list(dict.fromkeys([*found["measures"], *asked["measures"]])),
-        "versions": {
-            **dict.fromkeys(found["measures"], 1),
-            **found.get("versions", {}),
-            **asked["versions"],
-        },
-    }
-    if joined != found:
-        folder.write_run_json(joined)
-    return joined
-
-
-def _refuse_former_measures(folder: RunFolder, found: Mapping[str, Any]) -> None:
-    former = former_measures(found)
-    if former:
-        raise ResultsError(
-            f"{folder.path} holds what another version of a measure wrote ({former}), and numbers "
-            "of two versions are not mixed. Choose another --out."
-        )
-
-
-def _refuse_former_identity(folder: RunFolder, found: Mapping[str, Any]) -> None:
-    if lacking := unrecorded(found):
-        raise ResultsError(
-            f"{folder.path}: {lacking}, so that nothing can be added to it; measure into a new "
-            "folder with another --out."
-        )
-
-
-def _refuse_other_trajectory(
-    folder: RunFolder, found: dict[str, Any], known: Mapping[str, str], trajectory: Trajectory
-) -> None:
-    for step, expected in found["identity"].items():
-        if step in known and known[step] != expected:
-            raise ResultsError(
-                f"{folder.path} holds the run of another trajectory, {found['trajectory']}: its "
-                f"checkpoint {step} is not the one in {trajectory.path}. Choose another --out."
-            )
-
-
-def refuse_other_arrays(
-    folder: RunFolder, found: dict[str, Any], steps: Sequence[int], arrays: Mapping[str, Any]
-) -> None:
-    """Raise `ResultsError` where a run is of other arrays, or of steps that these do not go on."""
-    have, want = found["steps"], list(steps)
-    if have[: len(want)] != want and want[: len(have)] != have:
-        raise ResultsError(
-            f"{folder.path} was measured at steps {_span(have)}, which the selected {_span(want)} "
-            "do not continue; choose another --out, or the same --steps."
-        )
-    if list(found["arrays"]) != list(arrays):
-        raise ResultsError(
-            f"{folder.path} was measured over {len(found['arrays'])} arrays, and this command asks "
-            f"for {len(arrays)}; choose another --out, or the same --common-arrays."
-        )
-
-
-def _refuse_other_settings(
-    folder: RunFolder, what: str, found: Mapping[str, Any], asked: Mapping[str, Any]
-) -> None:
-    """Raise where numbers would differ; the same ids may come from files of other names."""
-    if comparable(found) != comparable(asked):
-        have, want = flat(found), flat(asked)
-        differ = [key for key in {**have, **want} if have.get(key) != want.get(key)]
-        said = (
-            f"{key} {have.get(key, 'unknown')} there, {want.get(key, 'unknown')} here"
-            for key in differ
-        )
-        raise ResultsError(
-            f"{folder.path} was measured on other {what} than this command's: {'; '.join(said)}. "
-            "Choose another --out, or the same ones."
-        )
-
-
-def _span(steps: Sequence[int]) -> str:
-    return f"{steps[0]} … {steps[-1]} ({len(steps)} of them)"
-
-
 def bundles(arrays: Mapping[str, Parameter], steps: int) -> dict[str, tuple[str, ...]]:
     """Return the arrays that share a part on disk, {the first one's name: their names}.
 
@@ -222,7 +122,7 @@ def bundles(arrays: Mapping[str, Parameter], steps: int) -> dict[str, tuple[str,
     return {names[0]: tuple(names) for names in found}
 
 
-def _describe_arrays(parameters: dict[str, Parameter]) -> dict[str, Any]:
+def _describe_arrays(parameters: Mapping[str, Parameter]) -> dict[str, Any]:
     return {
         name: {
             "shape": list(parameter.shape),
