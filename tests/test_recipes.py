@@ -5,7 +5,9 @@ Followed here with a toy that no file of the package knows.
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -19,6 +21,7 @@ from pydantic import ValidationError
 
 import saturation
 import saturation.measures
+from saturation import checkpoints
 from saturation.cli import commands
 from saturation.config.options import described
 from saturation.errors import ConfigError, MeasureError
@@ -130,6 +133,42 @@ class ReachOptions(Options):
 OPTIONS = ReachOptions
 """,
 }
+FORMAT = """
+import json
+
+import numpy as np
+
+from saturation.checkpoints import names
+from saturation.checkpoints.base import Checkpoint
+from saturation.checkpoints.disk_array import FileArray
+from saturation.checkpoints.sift import sift
+from saturation.storage.listing import Listing
+
+NAME = "toy"
+LOOKS_FOR = "a '*.toy' table and its '*.values-' file (a test)"
+LISTING = Listing(
+    tables=((".toy", ".values-"),),
+    unfinished=(".*[.]writing",),
+    interior=(".*[.]values-[0-9]+", "inner_[0-9]+"),
+)
+
+
+def claims(folder):
+    return any(head.startswith(b"{toy") for head in folder.heads.values())
+
+
+def open_checkpoint(folder, step):
+    [table] = [name for name in folder.files if name.endswith(".toy")]
+    [values] = [name for name in folder.files if ".values-" in name]
+    entries = json.loads(folder.read(table)[4:])
+    arrays = {
+        name: FileArray(folder, values, offset, tuple(shape), np.dtype("<f4"))
+        for name, (offset, shape) in entries.items()
+    }
+    weights, left_out = sift(arrays, folder.where(table))
+    sources = names.t5x(weights, folder.where(table))
+    return Checkpoint(folder.path, step, NAME, weights, sources, left_out=left_out)
+"""
 STEPS = (0, 10, 30)
 
 
@@ -151,6 +190,23 @@ def registered(
     for module in [one for one in sys.modules if one.startswith(f"saturation.measures.{name}")]:
         del sys.modules[module]
     delattr(saturation.measures, name)
+
+
+@pytest.fixture
+def toy_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The file beside the package's formats, and its place in the registry."""
+    (tmp_path / "formats").mkdir()
+    (tmp_path / "formats" / "toy.py").write_text(FORMAT, encoding="utf-8")
+    beside = [*checkpoints.__path__, str(tmp_path / "formats")]
+    monkeypatch.setattr(checkpoints, "__path__", beside)
+    form = import_module("saturation.checkpoints.toy")
+    monkeypatch.setattr(checkpoints, "FORMATS", (*checkpoints.FORMATS, form))
+    yield
+    del sys.modules["saturation.checkpoints.toy"], checkpoints.toy
+
+
+def has_docstring(node: ast.AST) -> bool:
+    return isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -253,3 +309,45 @@ def test_the_options_of_a_measure_are_a_file_of_its_room(
 def test_no_two_rooms_have_an_option_of_one_name() -> None:
     names = [one.name for kind in (*COMMON, *measure_options().values()) for one in described(kind)]
     assert len(names) == len(set(names))
+
+
+@pytest.mark.usefixtures("toy_format")
+def test_a_format_is_a_file_and_a_word_in_the_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "t"
+    folder.mkdir()
+    values = {step: np.full((3, 2), step, "<f4") for step in STEPS}
+    for step, array in values.items():
+        table = {"dense/kernel": (4, array.shape), "step": (0, ())}
+        (folder / f"run-{step}.toy").write_text("{toy" + json.dumps(table), encoding="utf-8")
+        (folder / f"run-{step}.values-0").write_bytes(bytes(4) + array.tobytes())
+    (folder / "run-40.toy.writing").write_bytes(b"{toy")
+    (folder / "inner_7").mkdir()
+    opened = saturation.open_trajectory(str(folder))
+    assert (opened.steps, opened.format) == (STEPS, "toy")
+    assert opened.ignored == (("run-40.toy.writing", "temporary: its writer did not finish"),)
+    for step, array in values.items():
+        np.testing.assert_array_equal(opened[step].read("dense/kernel"), array)
+    assert checkpoints.open_checkpoint(str(folder / "run-10")).format == "toy"
+    call(monkeypatch, "ls", folder)
+    assert "toy" in capsys.readouterr().out
+    saturation.measure(opened, ["norms"], str(tmp_path / "run"))
+    table = load_results(str(tmp_path / "run"))
+    total = table[(table.metric == "l2") & (table.scope == "total")]
+    np.testing.assert_allclose(total.value, [np.sqrt(6) * step for step in STEPS])
+
+
+def test_no_place_and_no_trajectory_knows_a_format() -> None:
+    package = Path(saturation.__file__).parent
+    words = r"safetensors|zarr|ocdbt|orbax|msgpack|pytorch|[.]ckpt|\.index|\.bin\b|t5x|process_"
+    found = []
+    for path in (*(package / "storage").glob("*.py"), *(package / "trajectory").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = [node for node in ast.walk(tree) if hasattr(node, "body")]
+        documented = {ast.get_docstring(node, clean=False) for node in nodes if has_docstring(node)}
+        for node in ast.walk(tree):
+            text = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(text, str) and text not in documented and re.search(words, text):
+                found.append(f"{path.name}:{node.lineno}: {text!r}")
+    assert found == []

@@ -1,15 +1,17 @@
 """Checkpoints of every format that is read here, one file a format.
 
 A format is a module with `NAME`, `LOOKS_FOR` (what it knows its own by, for errors),
-`claims(folder)` and `open_checkpoint(folder, step)`; where the names of arrays on disk are others,
-`open_stored(folder, step)` keeps them. Which one reads a folder is decided by what the folder
-holds; none or two that claim it is an error.
+`LISTING` (its names in a listing), `claims(folder)` and `open_checkpoint(folder, step)`; where the
+names of arrays on disk are others, `open_stored(folder, step)` keeps them. Which one reads a folder
+is decided by what the folder holds; none or two that claim it is an error.
 """
 
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 from saturation.checkpoints import (
     flax_msgpack,
@@ -22,8 +24,9 @@ from saturation.checkpoints import (
 from saturation.checkpoints.base import Checkpoint, Parameter
 from saturation.checkpoints.unread import unread_layout
 from saturation.errors import CheckpointFormatError
+from saturation.storage import open as storage
 from saturation.storage.folder import Folder
-from saturation.storage.open import open_folder
+from saturation.storage.listing import Listing, combined
 
 __all__ = [
     "FORMATS",
@@ -31,6 +34,7 @@ __all__ = [
     "Folder",
     "Parameter",
     "find_format",
+    "listing",
     "open_checkpoint",
     "open_folder",
 ]
@@ -43,6 +47,21 @@ FORMATS: tuple[ModuleType, ...] = (
     mesh_tensorflow,
     flax_msgpack,
 )
+
+
+def listing() -> Listing:
+    """Return the names by which the checkpoints of all formats are understood."""
+    return _combined(FORMATS)
+
+
+@lru_cache
+def _combined(formats: tuple[ModuleType, ...]) -> Listing:
+    return combined(form.LISTING for form in formats)
+
+
+def open_folder(path: str | os.PathLike[str], shared: dict[str, Any] | None = None) -> Folder:
+    """Return the `Folder` at a path or URL, as `saturation.storage.open.open_folder` does."""
+    return storage.open_folder(path, shared, listing())
 
 
 def find_format(folder: Folder) -> ModuleType | None:

@@ -18,12 +18,14 @@ from saturation.checkpoints.sift import sift
 from saturation.checkpoints.torch_names import joined
 from saturation.errors import CheckpointFormatError
 from saturation.storage.folder import Folder
+from saturation.storage.listing import Listing
 
 NAME = "flax"
 LOOKS_FOR = (
     "one msgpack file whose keys are those of a tree of parameters, or shards of one and their "
     "index (flax)"
 )
+LISTING = Listing(extensions=(".msgpack",), whole=(r".*\.index\.json",))
 
 _USUAL = "flax_model.msgpack"
 _INDEX = f"{_USUAL}.index.json"

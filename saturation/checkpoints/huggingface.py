@@ -18,6 +18,7 @@ from saturation.checkpoints.arrays.safetensors import is_safetensors, read_heade
 from saturation.checkpoints.arrays.torch_pickle import is_archive, read_archive
 from saturation.checkpoints.base import Checkpoint, LeftOut, ParameterLayout
 from saturation.checkpoints.disk_array import DiskArray
+from saturation.checkpoints.glance import Glance
 from saturation.checkpoints.sift import refuse_adapter_file, sift
 from saturation.checkpoints.t5_settings import t5_settings
 from saturation.checkpoints.torch_names import (
@@ -28,7 +29,7 @@ from saturation.checkpoints.torch_names import (
 )
 from saturation.errors import CheckpointFormatError
 from saturation.storage.folder import Folder
-from saturation.storage.strangers import holds_no_weights
+from saturation.storage.listing import Listing
 
 NAME = "huggingface"
 LOOKS_FOR = (
@@ -36,7 +37,20 @@ LOOKS_FOR = (
 )
 
 _CONFIG = "config.json"
+LISTING = Listing(
+    extensions=(".safetensors", ".bin", ".pt", ".pth", ".ckpt"),
+    beside=(_CONFIG,),
+    whole=(r"model\.safetensors", r".*\.index\.json"),
+    interior=(r".*-\d+-of-\d+",),
+)
 _ADAPTER = "adapter_config.json"
+# An optimizer's or a trainer's state, beside the weights.
+_NO_WEIGHTS = re.compile(
+    r"(optimizer|optim|optimizer_state|scheduler|lr_scheduler|scaler|rng_state|random_states?)"
+    r"([_-]?\d+)*(_\w+)?\.(pt|pth|bin|pkl|safetensors)"
+    r"|(training_args|trainer_state|sampler|dataloader|dl_state_dict|custom_checkpoint_\d+)\.\w+"
+    r"|.*_(optim|model)_states\.pt|model_optim_rng\.pt|.*\.distcp"
+)
 _ADAPTER_FILE = re.compile(r"adapter_model\.|adapters?\.safetensors$|pytorch_lora_weights\.")
 _T5_TYPES = ("t5", "mt5", "umt5")
 # T5 always uses `shared` for these; whether for the output head too is `tie_word_embeddings`.
@@ -93,18 +107,6 @@ def _opened(folder: Folder, step: int | None, own: bool) -> Checkpoint:
     left_out += _others(folder, files)
     stored = _Stored(folder, step, config, found, files, tuple(left_out))
     return _named(stored, arrays, own=own)
-
-
-class Glance(NamedTuple):
-    """What the headers of a checkpoint's files tell, of which no array is read.
-
-    Attributes:
-      names: of all arrays, on disk.
-      unsummed: the files whose writer left out the checksums that their format has.
-    """
-
-    names: frozenset[str]
-    unsummed: tuple[str, ...]
 
 
 def glance(folder: Folder) -> Glance:
@@ -224,7 +226,7 @@ def _files(folder: Folder, kind: _Container) -> list[str]:
     return [
         name
         for name, head in folder.heads.items()
-        if kind.knows(head) and not holds_no_weights(name) and not _ADAPTER_FILE.match(name)
+        if kind.knows(head) and not _NO_WEIGHTS.fullmatch(name) and not _ADAPTER_FILE.match(name)
     ]
 
 

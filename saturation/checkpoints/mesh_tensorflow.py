@@ -12,11 +12,13 @@ from saturation.checkpoints.base import Checkpoint, LeftOut
 from saturation.checkpoints.sift import sift
 from saturation.errors import CheckpointFormatError
 from saturation.storage.folder import Folder
+from saturation.storage.listing import Listing
 
 NAME = "mesh-tensorflow"
 LOOKS_FOR = (
     "one '*.index' table of a TensorFlow bundle, with its '*.data-*' shards (Mesh-TensorFlow)"
 )
+LISTING = Listing(tables=((".index", ".data-"),))
 
 
 def claims(folder: Folder) -> bool:

@@ -5,17 +5,26 @@ Of a train state `{'params': ..., 'opt_state': ..., 'step': ...}` only `params` 
 
 from __future__ import annotations
 
+import re
+
 from saturation.checkpoints import names
 from saturation.checkpoints.base import Checkpoint, LeftOut
 from saturation.checkpoints.orbax_tree import Keys, Tree
 from saturation.checkpoints.sift import sift
 from saturation.errors import CheckpointFormatError
 from saturation.storage.folder import Folder
+from saturation.storage.listing import Listing
 
 NAME = "orbax"
 LOOKS_FOR = (
     "'manifest.ocdbt', '_METADATA' or a folder per array, here or in an item such as 'default' "
     "(Orbax)"
+)
+_TEMPORARY = ".orbax-checkpoint-tmp"
+LISTING = Listing(
+    interior=(r"(ocdbt\.)?process_\d+",),
+    unfinished=(rf".*{re.escape(_TEMPORARY)}(-\d+)?",),
+    small=(r"\.z.*|zarr.*",),
 )
 
 # Where a manager writes several items, the weights are in the first of these that is there.
@@ -30,7 +39,7 @@ def item(folder: Folder) -> Folder | None:
     """Return the folder that holds the tree with the weights: `folder` or an item in it."""
     if Tree.lies_in(folder):
         return folder
-    names = [name for name in folder.folders if ".orbax-checkpoint-tmp" not in name]
+    names = [name for name in folder.folders if _TEMPORARY not in name]
     found = [name for name in names if Tree.lies_in(folder.child(name))]
     chosen = [name for name in _ITEMS if name in found] or found
     if not chosen:

@@ -20,9 +20,16 @@ from saturation.checkpoints.disk_array import BFLOAT16, DTYPES, DiskArray
 from saturation.checkpoints.sift import sift
 from saturation.errors import CheckpointFormatError
 from saturation.storage.folder import Folder
+from saturation.storage.listing import Listing
 
 NAME = "t5x"
 LOOKS_FOR = "a msgpack file with the keys 'version' and 'optimizer' (T5X)"
+LISTING = Listing(
+    stands_for_folder=("checkpoint",),  # as for T5X's own loader
+    interior=(r"(target|state|params)\..*",),
+    unfinished=(r".*\.tmp-\d+",),
+    small=(r"\.z.*",),
+)
 
 _OLDEST_VERSION = 2
 

@@ -6,9 +6,8 @@ The earliest form lies in the step's folder itself and calls them `_optimizer.ta
 
 from __future__ import annotations
 
-from saturation.checkpoints import names
+from saturation.checkpoints import names, orbax
 from saturation.checkpoints.base import Checkpoint, LeftOut
-from saturation.checkpoints.orbax import item
 from saturation.checkpoints.orbax_tree import Keys, Tree
 from saturation.checkpoints.sift import sift
 from saturation.checkpoints.t5x import as_bfloat16
@@ -18,11 +17,12 @@ from saturation.storage.folder import Folder
 NAME = "t5x-orbax"
 _TARGET = frozenset({"target", "_optimizer"})
 LOOKS_FOR = "an Orbax tree with the keys 'target' and 'state', in the folder 'state' (T5X)"
+LISTING = orbax.LISTING
 
 
 def claims(folder: Folder) -> bool:
     """Say whether `folder` holds a T5X checkpoint written through Orbax."""
-    place = item(folder)
+    place = orbax.item(folder)
     return place is not None and bool(Tree(place).top & _TARGET)
 
 
@@ -32,7 +32,7 @@ def open_checkpoint(folder: Folder, step: int | None) -> Checkpoint:
     Raises:
       CheckpointFormatError: an array is missing or damaged, or there are no parameters.
     """
-    tree = Tree(item(folder) or folder)
+    tree = Tree(orbax.item(folder) or folder)
     arrays = {name: as_bfloat16(array) for name, array in tree.arrays(_parameter).items()}
     if not arrays:
         # Where files are missing too, that is the error to report.

@@ -14,6 +14,7 @@ from typing import Any
 
 from saturation.errors import CheckpointFormatError
 from saturation.storage.folder import Folder
+from saturation.storage.listing import Listing
 from saturation.storage.local_folder import LocalFolder
 from saturation.storage.trust import shown_url
 
@@ -24,7 +25,11 @@ _HUB_PAGE = re.compile(
 )
 
 
-def open_folder(path: str | os.PathLike[str], shared: dict[str, Any] | None = None) -> Folder:
+def open_folder(
+    path: str | os.PathLike[str],
+    shared: dict[str, Any] | None = None,
+    listing: Listing = Listing(),  # noqa: B008 (immutable)
+) -> Folder:
     """Return the `Folder` at a path; of a single file, its folder with that file alone in sight.
 
     Args:
@@ -32,35 +37,38 @@ def open_folder(path: str | os.PathLike[str], shared: dict[str, Any] | None = No
         nothing is asked yet.
       shared: an empty dict in which folders that are opened together keep what they share, such
         as connections.
+      listing: the names by which checkpoints are understood; by default none.
 
     Raises:
       CheckpointFormatError: nothing is there.
     """
     if "://" in os.fspath(path):
-        return open_remote(os.fspath(path), shared)
+        return open_remote(os.fspath(path), shared, listing)
     local = Path(os.path.expanduser(os.fspath(path)))
     if local.is_dir():
         return LocalFolder(local)
     if local.exists():
-        # T5X's own loader takes the index file inside a checkpoint for the checkpoint.
         folder = LocalFolder(local.parent)
-        return folder if local.name == "checkpoint" else folder.restricted_to(local.name)
-    # TensorFlow calls a checkpoint by what the names of its files begin with.
-    table = f"{local.name}.index"
-    if (local.parent / table).is_file():
-        folder = LocalFolder(local.parent)
-        shards = (name for name in folder.files if name.startswith(f"{local.name}.data-"))
-        return folder.restricted_to(table, *shards)
+        if local.name in listing.stands_for_folder:
+            return folder
+        return folder.restricted_to(local.name)
+    # A checkpoint may be called by what the names of its files begin with.
+    for suffix, _ in listing.tables:
+        table = f"{local.name}{suffix}"
+        if (local.parent / table).is_file():
+            folder = LocalFolder(local.parent)
+            return folder.restricted_to(table, *listing.shards(table, folder.files))
     raise CheckpointFormatError(f"{path}: no such folder or file.")
 
 
-def open_remote(url: str, places: dict[str, Any] | None = None) -> Folder:
+def open_remote(url: str, places: dict[str, Any] | None, listing: Listing) -> Folder:
     """Return the folder at a URL; nothing is asked of the network yet.
 
     Args:
       url: `gs://BUCKET/PATH`, `s3://BUCKET/PATH`, `https://HOST/FILE`,
         `hf://ORG/REPO@REVISION/PATH`, or what else fsspec knows, such as `memory://PATH`.
       places: what folders that are opened together share, connections first of all; begun empty.
+      listing: the names by which checkpoints are understood.
 
     Raises:
       CheckpointFormatError: the URL leads nowhere, or something must be installed to follow it.
@@ -73,7 +81,7 @@ def open_remote(url: str, places: dict[str, Any] | None = None) -> Folder:
     _refuse_impossible(url)
     require(url, scheme)
     if scheme == "file":
-        return open_folder(rest)
+        return open_folder(rest, places, listing)
     if scheme == "hf":
         from saturation.storage.hub import Hub, parse_url
 
@@ -91,7 +99,7 @@ def open_remote(url: str, places: dict[str, Any] | None = None) -> Folder:
         name, _, prefix = rest.strip("/").partition("/")
         key, made = f"{scheme}://{name}", partial(Bucket, scheme, name)
     if key not in places:
-        places[key] = CachedPlace(made())
+        places[key] = CachedPlace(made(), listing.small)
     return RemoteFolder(places[key], prefix)
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from saturation.errors import CheckpointFormatError
 from saturation.storage.cache import DiskCache, Recent
 from saturation.storage.folder import Folder
+from saturation.storage.listing import matches
 from saturation.storage.parallel import map_in_threads
 from saturation.storage.places import File, Listing, RemoteSource
 from saturation.storage.stamps import Mark
@@ -35,8 +36,9 @@ Result = TypeVar("Result")
 class CachedPlace:
     """A place together with what was read from it lately; all folders in it share one."""
 
-    def __init__(self, place: RemoteSource):
+    def __init__(self, place: RemoteSource, small: tuple[str, ...] = ()):
         self.place = place
+        self.small = small  # patterns of the files that describe arrays
         self.beginnings = Recent(_RECENT_BYTES)
         self.cache = DiskCache.from_environment()
 
@@ -196,7 +198,7 @@ class RemoteFolder(Folder):
         """
         folder = self._child(posixpath.dirname(name)) if "/" in name else self
         parent, base = folder._parent, posixpath.basename(name)
-        if parent is None or not base.startswith((".z", "zarr")):
+        if parent is None or not matches(self._store.small, base):
             return
         kind = posixpath.basename(folder._prefix).partition(".")[0]
         alike = {}

@@ -10,25 +10,18 @@ from collections.abc import Iterator, Sequence
 from saturation import checkpoints
 from saturation.checkpoints import Folder
 from saturation.errors import CheckpointFormatError, TrajectoryError
+from saturation.storage.listing import matches
 from saturation.storage.parallel import AT_ONCE, map_in_threads
-from saturation.trajectory.step_names import (
-    EXTENSIONS,
-    INTERIOR,
-    StepName,
-    manifest_of,
-    says_step,
-    step_name,
-)
+from saturation.trajectory.step_names import StepName, manifest_of, says_step, step_name
 
-_CONFIG = "config.json"
 _TEMPORARY = "temporary: its writer did not finish"
-_UNFINISHED = re.compile(r".*(\.orbax-checkpoint-tmp(-\d+)?|\.tmp-\d+|_tmp|\.tmp|\.partial)")
+_UNFINISHED = re.compile(r".*(_tmp|\.tmp|\.partial)")  # of any format
 
 
 def numbered(folder: Folder) -> tuple[dict[int, Folder], list[tuple[str, str]]]:
     """Return the numbered checkpoints directly in a folder, and what was left out and why."""
-    ignored = [(name, _TEMPORARY) for name in folder.folders if _UNFINISHED.fullmatch(name)]
-    ignored += [(name, _TEMPORARY) for name in folder.files if _UNFINISHED.fullmatch(name)]
+    names = (*folder.folders, *folder.files)
+    ignored = [(name, _TEMPORARY) for name in names if _is_unfinished(name)]
     ignored += [(name, f"broken link: {aim} is not there") for name, aim in folder.broken_links]
     candidates = list(_candidates(folder))
     judged = map_in_threads(
@@ -90,20 +83,21 @@ def _one_series(folder: Folder, known: Sequence[tuple[str, StepName]]) -> str | 
 
 def _candidates(folder: Folder) -> Iterator[tuple[str, StepName, Folder]]:
     """Yield (name, what it says, place) of each possible checkpoint that has a step."""
-    beside = [name for name in folder.files if name == _CONFIG]
+    known = checkpoints.listing()
+    beside = [name for name in folder.files if name in known.beside]
     for name in (*folder.folders, *folder.files):
-        # Of TensorFlow's several files for a checkpoint the table has the number.
-        stem = name.removesuffix(".index")
-        said = step_name(stem)
-        if said.step is None or _UNFINISHED.fullmatch(name):
+        said = step_name(known.stem(name))
+        if said.step is None or _is_unfinished(name):
             continue
         if name in folder.folders:
             yield name, said, folder.child(name)
             continue
-        shards = [other for other in folder.files if other.startswith(f"{stem}.data-")]
-        # What says how a model is built may lie beside several files of weights.
-        more = shards if stem != name else beside if name.endswith(EXTENSIONS) else ()
+        more = beside if name.endswith(known.extensions) else known.shards(name, folder.files)
         yield name, said, folder.restricted_to(name, *more)
+
+
+def _is_unfinished(name: str) -> bool:
+    return bool(_UNFINISHED.fullmatch(name)) or matches(checkpoints.listing().unfinished, name)
 
 
 def _why_not(place: Folder) -> str | None:
@@ -122,11 +116,12 @@ def _why_not(place: Folder) -> str | None:
 
 def _unnumbered(folder: Folder) -> list[str]:
     """Return the checkpoints directly in a folder whose names give no step."""
+    known = checkpoints.listing()
     names = [
         name
         for name in (*folder.folders, *folder.files)
-        if step_name(name.removesuffix(".index")).step is None
-        and not (INTERIOR.fullmatch(name) or _UNFINISHED.fullmatch(name))
+        if step_name(known.stem(name)).step is None
+        and not (matches(known.interior, name) or _is_unfinished(name))
     ]
 
     def place(name: str) -> Folder:
@@ -176,15 +171,16 @@ def single(folder: Folder, ignored: Sequence[tuple[str, str]]) -> dict[int, Fold
 
 def _refuse_several_files(folder: Folder) -> None:
     """Raise where files of weights have numbers in their names that may be steps, or shards."""
-    if "model.safetensors" in folder.files or any(n.endswith(".index.json") for n in folder.files):
+    known = checkpoints.listing()
+    if any(matches(known.whole, name) for name in folder.files):
         return
     found: dict[str, list[str]] = {}
     for name in folder.files:
         numbered = re.fullmatch(r"(.*[^0-9.])(\d+)(\.\w+)", name)
         if (
             numbered
-            and numbered[3] in EXTENSIONS
-            and not INTERIOR.fullmatch(name[: numbered.end(2)])
+            and numbered[3] in known.extensions
+            and not matches(known.interior, name[: numbered.end(2)])
         ):
             found.setdefault(numbered[1] + numbered[3], []).append(name)
     for names in found.values():

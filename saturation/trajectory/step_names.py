@@ -11,6 +11,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from saturation.checkpoints import listing
+from saturation.storage.listing import matches
+
 # Of two words in a name the first of these counts.
 _WORDS = ("step", "iter(?:ation)?", "ckpt|checkpoint")
 # Neither a part of a number that goes on, nor one of several numbers in a row.
@@ -29,10 +32,6 @@ _NO_STEP = re.compile(
     r"|.*\d{4}-\d{2}-\d{2}"  # a date
     r"|(.*[^a-z])?\d+e[-+]?\d+|.*\d[.,]\d+|.*v\d+_\d+"  # 1e3, 0.1, v1_1
 )
-# Numbered things that lie inside one checkpoint.
-INTERIOR = re.compile(r"ocdbt\.process_\d+|process_\d+|.*-\d+-of-\d+|(target|state|params)\..*")
-# Of a file that these end the number may also be a shard's: a word, or nothing else, must say more.
-EXTENSIONS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack")
 
 
 class StepName(NamedTuple):
@@ -64,7 +63,9 @@ def step_name(name: str) -> StepName:
     """
     stem, extension = _without_extension(name)
     found = None
-    if not (_NO_STEP.fullmatch(stem) or INTERIOR.fullmatch(stem) or INTERIOR.fullmatch(name)):
+    inside = listing().interior
+    if not (_NO_STEP.fullmatch(stem) or matches(inside, stem) or matches(inside, name)):
+        # The number of a file may also be a shard's: a word, or nothing else, must say more.
         rules = (*_BEHIND, *(() if extension and not stem.isdecimal() else (_AT_END, _IN_FRONT)))
         found = next((match for rule in rules if (match := rule.fullmatch(stem))), None)
     # Digits behind a word that are none of the forms above are not to be guessed at.
@@ -101,7 +102,7 @@ def manifest_of(names: Iterable[str], steps: Mapping[str, int | None]) -> str:
 
 
 def _without_extension(name: str) -> tuple[str, str]:
-    for extension in EXTENSIONS:
+    for extension in listing().extensions:
         if name.endswith(extension):
             return name.removesuffix(extension), extension
     return name, ""

@@ -6,12 +6,13 @@ come from other hands with checksums or without.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from saturation.checkpoints import find_format, huggingface
-from saturation.checkpoints.huggingface import Glance
+from saturation.checkpoints import FORMATS, Folder, find_format
+from saturation.checkpoints.glance import Glance
 from saturation.errors import CheckpointFormatError
 from saturation.storage.parallel import AT_ONCE, map_in_threads
 
@@ -42,7 +43,7 @@ def survey(trajectory: Trajectory) -> Survey:
     audit's to report.
     """
     steps = trajectory.steps
-    if trajectory.format != huggingface.NAME:  # no other wraps names or leaves out checksums
+    if not any(trajectory.format == form.NAME and _glance_of(form) for form in FORMATS):
         return Survey(steps[:1], {}, {})
     if trajectory.remote:
         steps = tuple(sorted({steps[0], steps[len(steps) // 2], steps[-1]}))
@@ -50,7 +51,8 @@ def survey(trajectory: Trajectory) -> Survey:
     def look(step: int) -> Glance | None:
         try:
             folder = trajectory.folder(step)
-            return huggingface.glance(folder) if find_format(folder) is huggingface else None
+            glance = _glance_of(find_format(folder))
+            return None if glance is None else glance(folder)
         except CheckpointFormatError:
             return None
 
@@ -68,6 +70,11 @@ def survey(trajectory: Trajectory) -> Survey:
                 continue
         wrappers[step] = known[one.names]
     return Survey(steps, wrappers, {s: one.unsummed for s, one in seen.items() if one.unsummed})
+
+
+def _glance_of(form: ModuleType | None) -> Callable[[Folder], Glance] | None:
+    """Return how a format looks at headers alone; None where these say nothing that differs."""
+    return getattr(form, "glance", None)
 
 
 def without_checksums(trajectory: Trajectory) -> dict[int, tuple[str, ...]]:

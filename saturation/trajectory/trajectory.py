@@ -285,7 +285,9 @@ def _is_listed(path: str) -> bool:
     from saturation.trajectory.manifest import known_trajectories
 
     known = list(known_trajectories())
-    if path not in known and not os.path.exists(f"{path}.index"):
+    if path not in known and not any(
+        os.path.exists(f"{path}{suffix}") for suffix, _ in checkpoints.listing().tables
+    ):
         near = difflib.get_close_matches(path, known, n=1)
         raise TrajectoryError(
             f"{path}: no such folder or file, nor the name of a known trajectory"
