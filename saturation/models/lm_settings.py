@@ -333,7 +333,6 @@ def _rotary(keys: _Keys, head_dim: int, partial: float, base: Any) -> Rotary:
         raise keys.unlike("rope_scaling or rope_parameters", "an object", old or new)
     outside = {"rope_theta": keys.get("rope_theta", base)}
     outside["partial_rotary_factor"] = keys.get("partial_rotary_factor", partial)
-    outside["original_max_position_embeddings"] = keys.get("original_max_position_embeddings")
     said = {k: v for k, v in outside.items() if v is not None} | said
     longest = keys.integer("max_position_embeddings", 2048)
     scaling = said.pop("rope_type", said.pop("type", "default"))
@@ -345,6 +344,7 @@ def _rotary(keys: _Keys, head_dim: int, partial: float, base: Any) -> Rotary:
         raise keys.unlike("partial_rotary_factor", "1 in this family", share)
     dims = int(head_dim * share)
     original = said.pop("original_max_position_embeddings", longest)
+    original = keys.integer("original_max_position_embeddings", original)  # where it is outside
     original = longest if scaling == "dynamic" else original
     if scaling in ("yarn", "longrope"):
         said.setdefault("factor", longest / original)
