@@ -68,7 +68,7 @@ class LM(nn.Module):
 
     def setup(self) -> None:
         """Name the parts."""
-        config, embed = self.config, self.config.embed_dim
+        config, embed = self.config, self.config.emb_dim
         self.token_embedder = Embedding(config.vocab_size, embed, self.dtype)
         if config.max_positions:
             self.position_embedder = Embedding(config.max_positions, embed, self.dtype)
@@ -277,7 +277,7 @@ class Attention(nn.Module):
         weights = tempered_softmax(scores, temperature, where=mask)
         attended = attend(weights, value)
         joined = attended.reshape(*attended.shape[:-2], -1)  # (batch, query, heads·head_dim)
-        output = Dense(config.embed_dim, config.attention_out_bias, name="out")(joined)
+        output = Dense(config.emb_dim, config.attention_out_bias, name="out")(joined)
         scores = jnp.where(mask, scores, -jnp.inf)
         return output, {"weights": weights, "scores": scores, "query": query, "key": key}
 
@@ -296,7 +296,7 @@ class FeedForward(nn.Module):
             for name in config.input_projections
         )
         hidden = reduce(mul, others, ACTIVATIONS[config.activation](first))
-        return Dense(config.embed_dim, config.mlp_bias, name="wo")(hidden)
+        return Dense(config.emb_dim, config.mlp_bias, name="wo")(hidden)
 
 
 class Dense(nn.Module):
@@ -351,7 +351,7 @@ class Head(nn.Module):
         """Return the logits, of x or, where the kernel is the embedding, of its product with it."""
         config = self.config
         if not config.logits_via_embedding:
-            shape = (config.embed_dim, config.vocab_size)
+            shape = (config.emb_dim, config.vocab_size)
             x = x @ jnp.asarray(self.param("kernel", KERNEL, shape)).astype(x.dtype)
         if config.logits_bias:
             bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))

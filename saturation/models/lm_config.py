@@ -35,7 +35,7 @@ class LMConfig(ModelConfig):
 
     Attributes:
       vocab_size: rows of the embedding of tokens.
-      embed_dim: width of the residual stream.
+      emb_dim: width of the residual stream.
       num_layers: blocks.
       num_heads: heads of queries.
       num_key_value_heads: heads of keys and values, a divisor of `num_heads`: so many queries'
@@ -77,7 +77,7 @@ class LMConfig(ModelConfig):
     home: ClassVar[str] = "saturation.models.lm_stages"
 
     vocab_size: int
-    embed_dim: int
+    emb_dim: int
     num_layers: int
     num_heads: int
     num_key_value_heads: int
@@ -230,7 +230,7 @@ class LMConfig(ModelConfig):
 
     def embedding_shapes(self) -> dict[str, Shape]:
         """The arrays that make the stream of tokens."""
-        embed = self.embed_dim
+        embed = self.emb_dim
         shapes: dict[str, Shape] = {"token_embedder/embedding": (self.vocab_size, embed)}
         if self.max_positions:
             shapes["position_embedder/embedding"] = (self.max_positions, embed)
@@ -247,15 +247,15 @@ class LMConfig(ModelConfig):
         shapes = self._norm(attention)
         for name, width in (("query", queries), ("key", keys), ("value", keys)):
             bias = self.query_key_value_bias
-            shapes |= _linear(f"attention/{name}", self.embed_dim, width, bias)
+            shapes |= _linear(f"attention/{name}", self.emb_dim, width, bias)
         if self.query_key_norm:
             shapes |= self._norm("attention/query_norm", queries)
             shapes |= self._norm("attention/key_norm", keys)
-        shapes |= _linear("attention/out", queries, self.embed_dim, self.attention_out_bias)
+        shapes |= _linear("attention/out", queries, self.emb_dim, self.attention_out_bias)
         shapes |= self._norm(mlp)
         for name in self.input_projections:
-            shapes |= _linear(f"mlp/{name}", self.embed_dim, self.mlp_dim, self.mlp_bias)
-        return shapes | _linear("mlp/wo", self.mlp_dim, self.embed_dim, self.mlp_bias)
+            shapes |= _linear(f"mlp/{name}", self.emb_dim, self.mlp_dim, self.mlp_bias)
+        return shapes | _linear("mlp/wo", self.mlp_dim, self.emb_dim, self.mlp_bias)
 
     def final_shapes(self) -> dict[str, Shape]:
         """The arrays of the last norm, of which a post-norm model has none."""
@@ -265,10 +265,10 @@ class LMConfig(ModelConfig):
         """The arrays of the output head alone."""
         shapes: dict[str, Shape] = {}
         if self.head_transform:
-            shapes |= _linear("head_transform", self.embed_dim, self.embed_dim, True)
+            shapes |= _linear("head_transform", self.emb_dim, self.emb_dim, True)
             shapes |= self._norm("head_layer_norm")
         if not self.logits_via_embedding:
-            shapes["logits_dense/kernel"] = (self.embed_dim, self.vocab_size)
+            shapes["logits_dense/kernel"] = (self.emb_dim, self.vocab_size)
         if self.logits_bias:
             shapes["logits_dense/bias"] = (self.vocab_size,)
         return shapes
@@ -305,7 +305,7 @@ class LMConfig(ModelConfig):
     @property
     def longest_sum(self) -> int:
         """The longest contraction over parameters: the largest width there is."""
-        return max(self.embed_dim, self.num_heads * self.head_dim, self.mlp_dim)
+        return max(self.emb_dim, self.num_heads * self.head_dim, self.mlp_dim)
 
     def valid_tokens(self, tokens: Mapping[str, Any]) -> dict[str, Any]:
         """Which positions hold a token: no padding, which is -1 and the model's own pad token."""
@@ -338,7 +338,7 @@ class LMConfig(ModelConfig):
             )
 
     def _norm(self, name: str, width: int | None = None) -> dict[str, Shape]:
-        shape = (self.embed_dim if width is None else width,)
+        shape = (self.emb_dim if width is None else width,)
         has = (("scale", self.norm_scale), ("bias", self.norm_bias))
         return {f"{name}/{leaf}": shape for leaf, there in has if there}
 

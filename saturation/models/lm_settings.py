@@ -288,7 +288,7 @@ def _sizes(embed: int, layers: int, heads: int) -> dict[str, Any]:
     if embed % heads:
         raise ArgumentError(f"{heads} heads cannot share a width of {embed} equally.")
     return {
-        "embed_dim": embed,
+        "emb_dim": embed,
         "num_layers": layers,
         "num_heads": heads,
         "num_key_value_heads": heads,
@@ -303,7 +303,7 @@ def _decoder(keys: _Keys, partial: float, base: Any) -> dict[str, Any]:
         raise keys.unlike("hidden_size", f"a multiple of the {heads} heads", embed)
     head_dim = keys.integer("head_dim", embed // heads)
     return {
-        "embed_dim": embed,
+        "emb_dim": embed,
         "num_layers": keys.integer("num_hidden_layers"),
         "num_heads": heads,
         "num_key_value_heads": heads,

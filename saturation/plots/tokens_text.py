@@ -23,6 +23,8 @@ def say_tokens(settings: Mapping[str, Any] | None) -> str:
     tokens = (settings or {}).get("tokens")
     if not settings or not isinstance(tokens, Mapping):
         return ""
+    if "length" in tokens:
+        return _say_one_stack(settings, tokens)
     length = f"{tokens.get('encoder_length')}"
     if tokens.get("decoder_length") != tokens.get("encoder_length"):
         length += f" (decoder: {tokens.get('decoder_length')})"
@@ -37,6 +39,15 @@ def say_tokens(settings: Mapping[str, Any] | None) -> str:
         f"{said}vocabulary: {_say_vocabulary(tokens)}; decoder's input: {decoder}; "
         f"masked: {settings['masks']}."
     )
+
+
+def _say_one_stack(settings: Mapping[str, Any], tokens: Mapping[str, Any]) -> str:
+    before, behind = tokens.get("special_tokens") or ([], [])
+    said = f"Taken on {tokens.get('sequences')} sequences of {tokens['length']} tokens of "
+    said += f"{tokens.get('source')}; vocabulary: {_say_vocabulary(tokens)}"
+    for ids, where in ((before, "before"), (behind, "behind")):
+        said += f"; the ids {', '.join(map(str, ids))} {where} each" if ids else ""
+    return f"{said}; masked: {settings.get('masks')}."
 
 
 def _say_vocabulary(tokens: Mapping[str, Any]) -> str:

@@ -176,7 +176,7 @@ def _prepare(
     parameters = shared_parameters(trajectory, common_arrays)
     described = describe_run(trajectory, asked, parameters)
     if settings is not None:
-        settings.refuse_other_models(parameters, trajectory.path)
+        settings.refuse_trajectory(trajectory)
         if settings.mesh:
             make_mesh(settings.mesh)  # refuses what does not fit the devices
         described["activations"] = settings.fingerprint()

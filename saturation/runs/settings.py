@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saturation.config.options import described
+from saturation.errors import MeasureError
 from saturation.measures import needs_corpus, needs_tokens
 from saturation.measures.scan.cooccurrence import key_kinds
 from saturation.measures.smoothing.measure import affordable_sequences
+from saturation.models.base import ModelConfig, config_of_parameters, model_config
 from saturation.runs.options import activation_options, measure_options
 from saturation.text.beside import refuse_bytes, vocabulary_beside
 from saturation.text.sequences import TokenBatch, is_ids, read_corpus_tokens, read_tokens
@@ -18,12 +20,12 @@ from saturation.text.vocabulary import BYTES
 
 if TYPE_CHECKING:
     from saturation.checkpoints.base import Parameter
-    from saturation.models import T5Config
     from saturation.trajectory.trajectory import Trajectory
 
 
-# What no attention sees, whatever is measured: `models.t5`.
+# What no attention sees, whatever is measured: `models.t5`, and `models.lm`.
 MASKS = "the encoder's padding (id 0), in self- and cross-attention; in the decoder later positions"
+MASKS_OF_ONE_STACK = "padding, on either side; where the model is causal, later positions"
 
 
 class ActivationSettings:
@@ -68,7 +70,7 @@ class ActivationSettings:
         }
         return {
             "tokens": self.tokens.fingerprint(),
-            "masks": MASKS,
+            "masks": MASKS_OF_ONE_STACK if self.tokens.one_stack else MASKS,
             **{name: list(v) if isinstance(v, tuple) else v for name, v in own.items()},
             "matmul_precision": "default" if self.fast else "highest",
         }
@@ -81,33 +83,43 @@ class ActivationSettings:
         """Return which ids are common and which distinct, int8 (vocab,)."""
         return key_kinds((self.corpus or self.tokens).texts(), vocab_size)
 
-    def joint_sequences_of(self, config: T5Config) -> int:
+    def joint_sequences_of(self, config: Any) -> int:
         """Return of how many sequences a model's layers are iterated."""
         if self.joint_sequences is not None:
             return self.joint_sequences
-        tables = (self.tokens.encoder_input_tokens, self.tokens.decoder_input_tokens)
-        return affordable_sequences(config, *(table.shape[1] for table in tables))
+        return affordable_sequences(config, *(table.shape[1] for table in self.tokens.stacks))
 
-    def batches(
-        self, multiple: int, left: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield encoder and decoder tokens, and which sequences are iterated, a batch at a time.
+    def batches(self, multiple: int, left: int) -> Iterator[tuple[np.ndarray, ...]]:
+        """Yield the tokens of each stack, and which sequences are iterated, a batch at a time.
 
         Args:
           multiple: the number of devices that share a batch.
           left: how many sequences are iterated.
         """
-        for encoder, decoder in self.tokens.batches(self.batch_size, multiple):
-            whole = (encoder > 0).sum(axis=1) > 1
+        for tables in self.tokens.batches(self.batch_size, multiple):
+            whole = (tables[0] > self.tokens.padding).sum(axis=1) > 1
             iterated = whole & (np.cumsum(whole) <= left)
             left -= int(iterated.sum())
-            yield encoder, decoder, iterated
+            yield *tables, iterated
 
     def refuse_other_models(self, parameters: Mapping[str, Parameter], path: str) -> None:
-        """Raise where the parameters are of no T5, or of one that does not know all the tokens."""
-        from saturation.models import T5Config
+        """Raise where the parameters are of no known model, or it does not know all the tokens."""
+        self.refuse_model(config_of_parameters(parameters), path)
 
-        self.refuse_other_vocabulary(T5Config.from_parameters(parameters).vocab_size, path)
+    def refuse_trajectory(self, trajectory: Trajectory) -> None:
+        """Raise where the first checkpoint's model cannot be run on the tokens."""
+        self.refuse_model(_model_of(trajectory), trajectory.path)
+
+    def refuse_model(self, config: ModelConfig, path: str) -> None:
+        """Raise `MeasureError` where a model has other stacks than the tokens, or a vocabulary."""
+        if (len(config.stacks) == 1) != self.tokens.one_stack:
+            raise MeasureError(
+                f"{self.tokens.source} was read for a model with "
+                f"{'one stack' if self.tokens.one_stack else 'an encoder and a decoder'}, which "
+                f"the model in {path} is not: read the tokens with that trajectory "
+                "(read_settings(…, trajectory=…)), or with read_tokens(…, one_stack=…)."
+            )
+        self.refuse_other_vocabulary(config.vocab_size, path)
 
     def refuse_other_vocabulary(self, vocab_size: int, path: str) -> None:
         """Raise `MeasureError` where tokens or corpus are of another vocabulary than the model."""
@@ -140,29 +152,36 @@ def read_settings(
     options = activation_options(**asked) if options is None else options
     tokens, corpus = options.tokens, options.corpus or options.tokens
     texts = [source for source in (tokens, corpus) if not is_ids(source)]
-    vocabulary = _vocabulary_of(options.vocabulary, texts, trajectory)
-    batch = read_tokens(
-        tokens, vocabulary, options.sequences, options.length, options.decoder_input
-    )
-    text = None
+    config = None if trajectory is None else _model_of(trajectory)
+    one_stack = config is not None and len(config.stacks) == 1
+    vocabulary = _vocabulary_of(options.vocabulary, texts, trajectory, config)
+    asked_for = vocabulary, options.sequences, options.length, options.decoder_input
+    batch, text = read_tokens(tokens, *asked_for, one_stack), None
     if needs_corpus(measures):
-        text = read_corpus_tokens(corpus, vocabulary, options.length)
+        text = read_corpus_tokens(corpus, vocabulary, options.length, one_stack)
     return ActivationSettings(batch, corpus=text, options=options)
 
 
-def _vocabulary_of(asked: str | None, texts: Sequence[str], trajectory: Trajectory | None) -> str:
+def _model_of(trajectory: Trajectory) -> ModelConfig:
+    return model_config(trajectory[trajectory.steps[0]])
+
+
+def _vocabulary_of(
+    asked: str | None,
+    texts: Sequence[str],
+    trajectory: Trajectory | None,
+    config: ModelConfig | None,
+) -> str:
     """Return the vocabulary for these texts: what is asked for, or found, or else bytes.
 
     Raises:
       MeasureError: that is bytes, and the trajectory's models are of pieces.
     """
-    if trajectory is None or not texts:
+    if trajectory is None or config is None or not texts:
         return asked or BYTES
-    from saturation.models import T5Config
-
     first = trajectory[trajectory.steps[0]]
     found = asked or vocabulary_beside(first.path, trajectory.path) or BYTES
     if found == BYTES:
         # Before a text is read, which may be too short in bytes and long enough in pieces.
-        refuse_bytes(texts[0], T5Config.from_parameters(first.parameters).vocab_size, first.path)
+        refuse_bytes(texts[0], config.vocab_size, first.path)
     return found

@@ -24,6 +24,7 @@ PAD = 0
 EOS = 1
 UNKNOWN = 2
 
+_SOME_TEXT = "a text"
 SENTINELS = 100  # T5 and ByT5 set aside as many for the spans of one example
 EMBEDDING_MULTIPLE = 128  # both pad the rows of their embedding to a multiple of this
 
@@ -201,9 +202,35 @@ class TokenizerVocabulary:
         """Ids of the pieces of `text`."""
         return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
+    def special_tokens(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The ids that the tokenizer puts before and behind a text, such as [CLS] and [SEP]."""
+        whole = self._tokenizer.encode(_SOME_TEXT)
+        added = [bool(flag) for flag in whole.special_tokens_mask]
+        inside = [number for number, special in enumerate(added) if not special]
+        if not inside:
+            return (), ()
+        return tuple(whole.ids[: inside[0]]), tuple(whole.ids[inside[-1] + 1 :])
+
+    def mask_token(self) -> int | None:
+        """The id that hides a token from an encoder, by its usual names; None without one."""
+        found = (self._tokenizer.token_to_id(name) for name in ("[MASK]", "<mask>"))
+        return next((id_ for id_ in found if id_ is not None), None)
+
     def decode(self, ids: Int32[np.ndarray, " tokens"]) -> str:
         """Text of the ids that are pieces."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def special_tokens(vocabulary: Vocabulary) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids that a vocabulary puts before and behind a text; only a tokenizer has some."""
+    if isinstance(vocabulary, TokenizerVocabulary):
+        return vocabulary.special_tokens()
+    return (), ()
+
+
+def mask_token(vocabulary: Vocabulary) -> int | None:
+    """Return the id that hides a token, where the vocabulary says one."""
+    return vocabulary.mask_token() if isinstance(vocabulary, TokenizerVocabulary) else None
 
 
 def _read(path: str) -> bytes:
