@@ -194,6 +194,8 @@ def hub(repositories: Mapping[str, Mapping[str, Path]]) -> Iterator[Served]:
                 if found[2] == "refs":
                     return self.answer(200, json.dumps(_refs(revisions)).encode())
                 return self.tree(revisions, found[3], query)
+            if path == "/api/models":
+                return self.models(query)
             found = re.fullmatch(r"/(cdn/)?([^/]+/[^/]+)/resolve/(.+)", path)
             if found and found[2] in repositories:
                 place = _split(repositories[found[2]], found[3])
@@ -208,6 +210,11 @@ def hub(repositories: Mapping[str, Mapping[str, Path]]) -> Iterator[Served]:
                         headers["X-Linked-ETag"] = f'"{_hash(place)}"'
                     return self.answer(302, b"", headers)
             return self.answer(404, b'{"error": "not found"}')
+
+        def models(self, query: dict[str, str]) -> None:
+            owner, part = query.get("author", ""), query.get("search", "")
+            names = [n for n in repositories if n.startswith(f"{owner}/") and part in n]
+            self.answer(200, json.dumps([{"id": n, "modelId": n} for n in names]).encode())
 
         def tree(self, revisions: Mapping[str, Path], rest: str, query: dict[str, str]) -> None:
             folder = _split(revisions, rest)

@@ -68,6 +68,11 @@ class Repository:
         """Whether the revision stands for all references that match it."""
         return bool(_PATTERN.search(self.revision))
 
+    @property
+    def names_several(self) -> bool:
+        """Whether the name stands for all repositories of an organisation that match it."""
+        return bool(_PATTERN.search(self.name))
+
 
 class Hub(RemoteSource):
     """The files of one revision of a repository.
@@ -196,6 +201,50 @@ def revisions(url: str) -> dict[str, str]:
     return {
         name: replace(repository, revision=urllib.parse.quote(name, safe="")).root + tail
         for name in matching
+    }
+
+
+def repositories(url: str) -> dict[str, str]:
+    """Return the repositories that a URL's name matches, by their names without ORG, with URLs.
+
+    Raises:
+      CheckpointFormatError: the hub cannot be asked, or none of its repositories matches.
+    """
+    from saturation.storage.places import require
+
+    require(url, "hf")
+    pattern = parse_url(url)
+    organisation, _, name = pattern.name.partition("/")
+    if _PATTERN.search(organisation) or pattern.is_pattern:
+        raise CheckpointFormatError(
+            f"{url}: a pattern of repositories is of one organisation's, at one revision, such as "
+            "hf://google/multiberts-seed_0-step_*."
+        )
+    # The search is by a part of the name, which no pattern may stand in.
+    part = max(re.split(r"[*?\[\]]", name), key=len)
+
+    def look(api: Any) -> list[str]:
+        listed: Callable[..., Any] = getattr(api, f"list_{pattern.kind}")
+        found = listed(author=organisation, search=part or None)
+        return [str(one.id) for one in found]
+
+    try:
+        names = _ask(look)
+    except OSError as error:
+        raise CheckpointFormatError(f"{url} cannot be listed: {error}.") from error
+    matching = [each for each in names if fnmatch.fnmatchcase(each, pattern.name)]
+    if not matching:
+        raise CheckpointFormatError(
+            f"{url}: no repository of {organisation} matches {name!r}; the hub found "
+            f"{len(names)} by {part!r}."
+        )
+    tail = _below(pattern.path)
+    return {
+        each.partition("/")[2]: replace(
+            pattern, name=each, revision=urllib.parse.quote(pattern.revision, safe="")
+        ).root
+        + tail
+        for each in matching
     }
 
 

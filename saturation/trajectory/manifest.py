@@ -1,7 +1,8 @@
 """A small YAML file that says where the checkpoints of a trajectory lie, and the ones we ship.
 
     url: gs://bucket/run/checkpoint_{step}     {step}: a folder or file for each step
-    steps: 0:100000:1000                       START:STOP:EVERY, STOP included, or a list
+    steps: 0:100000:1000                       START:STOP:EVERY, STOP included, or a list; or a
+                                               text of both: "0, 1, 2, 1000:143000:1000"
 
 `url` without `{step}` is any one trajectory, such as `hf://ORG/REPO@step_*`; `steps` then says what
 is to be expected there. Or, where nothing is regular:
@@ -82,11 +83,17 @@ class Manifest(Section):
             return tuple(sorted(entry.step for entry in self.checkpoints))
         if not isinstance(self.steps, str):
             return tuple(sorted(set(self.steps or ())))
-        found = re.fullmatch(r"(\d{1,18}):(\d{1,18}):(\d{1,18})", self.steps.strip())
-        start, stop, every = map(int, found.groups()) if found else (0, 0, 0)
-        if not every or (stop - start) // every > _MOST_STEPS:
-            raise ValueError(f"steps {self.steps!r} is not START:STOP:EVERY nor a list of steps")
-        return tuple(range(start, stop + 1, every))
+        found: set[int] = set()
+        for part in self.steps.split(","):
+            said = re.fullmatch(r"(\d{1,18})(?::(\d{1,18}):(\d{1,18}))?", part.strip())
+            start, stop, every = (int(said[n] or said[1]) for n in (1, 2, 3)) if said else (0, 0, 0)
+            count = (stop - start) // every if said and every else _MOST_STEPS + 1
+            if said is None or (said[3] and count > _MOST_STEPS) or len(found) > _MOST_STEPS:
+                raise ValueError(
+                    f"steps {self.steps!r} is not START:STOP:EVERY nor a list of steps"
+                )
+            found |= set(range(start, stop + 1, every)) if said[3] else {start}
+        return tuple(sorted(found))
 
 
 @dataclass(frozen=True)

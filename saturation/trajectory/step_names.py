@@ -76,6 +76,18 @@ def step_name(name: str) -> StepName:
     return StepName(before, re.sub(r"\d+", "#", found["after"]) + extension, int(found["step"]))
 
 
+def thousands(name: str) -> StepName:
+    """Return the step of a repository's name, whose steps may be thousands: `seed_0-step_20k`.
+
+    >>> thousands("multiberts-seed_0-step_20k").step
+    20000
+    """
+    found = re.fullmatch(r"(?i)(?P<before>.*step[-_])(?P<step>\d{1,15})k", name)
+    if found is None:
+        return step_name(name)
+    return StepName(found["before"], "k", 1000 * int(found["step"]))
+
+
 def says_step(name: str) -> bool:
     """Whether a number is a step even where no other name is like it: `gpt2` says none."""
     found = step_name(name)

@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from saturation import checkpoints
@@ -22,7 +22,7 @@ from saturation.storage import hub_cache
 from saturation.storage.parallel import AT_ONCE, map_in_threads
 from saturation.storage.trust import shown_url
 from saturation.trajectory.folder_steps import beside, numbered, single
-from saturation.trajectory.step_names import manifest_of, step_name
+from saturation.trajectory.step_names import StepName, manifest_of, step_name, thousands
 
 CANONICAL, STORED = NAMES = ("canonical", "stored")
 
@@ -195,6 +195,7 @@ def open_trajectory(
     Args:
       path: a folder with a checkpoint for each step, or one checkpoint, here or at a URL;
         `hf://ORG/REPO@PATTERN`, where each branch or tag that the pattern matches is a checkpoint;
+        `hf://ORG/PATTERN`, where each repository is;
         a manifest (see `saturation.trajectory.manifest`), or the name of one that the package has.
       steps: which of them, as `Trajectory.select` takes it.
       names: "canonical", one scheme for every format, or "stored", those on disk.
@@ -227,6 +228,8 @@ def _find(path: str) -> Trajectory:
     if path.startswith("hf://"):
         from saturation.storage import hub
 
+        if hub.parse_url(path).names_several:
+            return _revisions(path, hub.repositories(path), thousands)
         if hub.parse_url(path).is_pattern:
             return _revisions(path, hub.revisions(path))
     folder = checkpoints.open_folder(path)
@@ -308,13 +311,15 @@ def _listed_trajectory(
     return Trajectory(path, folders, ignored, expected)
 
 
-def _revisions(path: str, urls: Mapping[str, str]) -> Trajectory:
-    """Return the trajectory of a repository's revisions, each under the step that its name gives.
+def _revisions(
+    path: str, urls: Mapping[str, str], said_by: Callable[[str], StepName] = step_name
+) -> Trajectory:
+    """Return the trajectory of revisions, or repositories, each under the step its name gives.
 
     Raises:
       TrajectoryError: no name gives a step, or they belong to several series.
     """
-    numbers = {name: step_name(name) for name in urls}
+    numbers = {name: said_by(name) for name in urls}
     steps = {name: said.step for name, said in numbers.items() if said.step is not None}
     if not steps:
         raise TrajectoryError(
