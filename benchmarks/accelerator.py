@@ -19,16 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import unbox
 
-from saturation.measures.direction.measure import DIRECTION, one_minus_cosine, previous_delta
+from saturation.measures.direction.measure import DIRECTION, one_minus_cosine
 from saturation.measures.norms.measure import NORMS
 from saturation.models import T5, T5Config
-from saturation.runs.reduce import (
-    accumulation,
-    block_statistics,
-    combine,
-    enable_x64,
-    statistic_rules,
-)
+from saturation.runs.reduce import block_statistics, combine, statistic_rules
+from saturation.runs.shortcuts import accumulation, previous_delta
 
 BLOCKS, BLOCK = 50, 2**20
 MEASURES = (NORMS, DIRECTION)
@@ -40,7 +35,7 @@ def sums(carried: str, pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, 
     platform = PLATFORM[carried]
     rules = statistic_rules(MEASURES, platform)
     kernel, found = block_statistics(MEASURES, platform), []
-    with enable_x64(carried == "float64"):
+    with jax.enable_x64(carried == "float64"):
         for before, now in pairs:
             buffers = (jax.device_put(array) for array in (now, before, before))
             found.append(np.asarray(kernel(np.int32(BLOCK), *buffers), np.float64))
@@ -82,7 +77,7 @@ def logits(size: str) -> dict[str, float]:
     with jax.default_device(host):
         init = jax.jit(T5(config).init)(jax.random.key(0), tokens[:1], tokens[:1])
         params = jax.device_get(unbox(init["params"]))
-        with enable_x64(True):
+        with jax.enable_x64(True):
             wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
             expected = np.asarray(jax.jit(forward)(wide))
     errors = {}

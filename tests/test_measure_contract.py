@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
+from functools import partial
 
 import jax
 import ml_dtypes
@@ -17,15 +18,24 @@ from saturation.measures.words import COMMON_TERMS
 from saturation.report.glossary import glossary
 from saturation.results.table import array_info
 from saturation.runs.reduce import (
-    accumulation,
     bfloat16_as_bits,
     block_statistics,
     capacity,
     combine,
-    derived_at,
     enable_x64,
     statistic_rules,
     two_float_sum,
+)
+from saturation.runs.shortcuts import (
+    BESIDE_NONFINITE,
+    CARRIED,
+    DERIVED,
+    DERIVED_AT,
+    accumulation,
+    beside_nonfinite,
+    carried,
+    derived,
+    derived_at,
 )
 
 WEIGHTS = [m for m in MEASURES.values() if isinstance(m, WeightMeasure)]
@@ -72,7 +82,7 @@ def completed(
     """Add what is carried from other steps, and what is derived and was not summed."""
     squares = [float(np.sum(value.astype(np.float64) ** 2)) for value in values[1:]]
     sums = found | dict(zip(("previous_squares", "first_squares"), squares, strict=True))
-    return {name: derive(sums) for name, derive in measure.derived.items()} | sums
+    return {name: derive(sums) for name, derive in derived([measure], "cpu").items()} | sums
 
 
 @measures
@@ -85,7 +95,7 @@ def test_the_fused_pass_agrees_with_numpy_on_every_platform(
     values = arrays(size)
     scale = max(map(abs, by_numpy(measure, *map(np.abs, values)).values()))
     found, expected = by_device(measure, platform, *values), by_numpy(measure, *values)
-    unsummed = {*measure.carried, *(measure.derived if platform != "tpu" else ())}
+    unsummed = carried([measure]).keys() | derived([measure], platform)
     assert set(found) == set(measure.statistics) - unsummed
     found = completed(measure, found, *values)
     for name, wanted in expected.items():
@@ -144,10 +154,28 @@ def test_statistics_of_one_name_are_one_statistic() -> None:
 
 @measures
 def test_what_is_carried_is_carried_from_a_sum_of_its_own(measure: WeightMeasure) -> None:
-    for name, (source, step) in measure.carried.items():
+    for name, (source, step) in carried([measure]).items():
         assert name in measure.statistics
         assert source in statistic_rules([measure], "cpu")
         assert measure.compares_steps if step == "previous" else measure.against_first
+
+
+def test_a_shortcut_holds_only_where_what_it_follows_from_is_asked_for() -> None:
+    rows = [
+        *((carried, name, {of}) for name, (of, _) in CARRIED.items()),
+        *((beside_nonfinite, name, {of}) for name, of in BESIDE_NONFINITE.items()),
+        *((partial(derived, platform="cpu"), n, {*row.needs}) for n, row in DERIVED.items()),
+        *(
+            (partial(derived_at, position, platform="cpu"), name, {*row.needs})
+            for position, known in enumerate(DERIVED_AT)
+            for name, row in known.items()
+        ),
+    ]
+    for holding, name, needs in rows:
+        for lacking in (set(), *({one} for one in needs)):
+            rules = dict.fromkeys({name, *needs} - lacking, "sum")
+            asked = dataclasses.replace(WEIGHTS[0], statistics=rules)
+            assert (name in holding(measures=[asked])) == (not lacking)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
@@ -165,8 +193,7 @@ def test_what_is_derived_of_infinite_sums_is_nan_without_a_warning(measure: Weig
     infinite = {name: np.array([np.inf]) for name in measure.statistics}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert all(np.isnan(derive(infinite)).all() for derive in measure.derived.values())
-        for derive in measure.derived_at.get(1, {}).values():
+        for derive in (derived([measure], "cpu") | derived_at(1, [measure], "cpu")).values():
             assert np.isnan(derive(infinite)).all()
 
 
@@ -231,8 +258,6 @@ def test_metrics_do_not_change_their_inputs_and_cover_every_step(measure: Weight
         name: np.array([[by_numpy(measure, *arrays(64, seed))[name] for seed in range(4)]] * 2)
         for name in by_numpy(measure, *arrays(64))
     }
-    for name, (source, _) in measure.carried.items():
-        statistics[name] = statistics[source]
     kept = {name: values.copy() for name, values in statistics.items()}
     column = np.array([[64.0], [64.0]])
     metrics = measure.metrics(statistics, ArrayInfo(column, np.full((2, 1), 2.0), column / 8))

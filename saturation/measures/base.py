@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -57,19 +57,11 @@ class WeightMeasure:
       source: the paper, or "ours".
       statistics: {statistic: how two parts of it combine}. A name that several measures use is one
         statistic, computed once.
-      terms: Block -> {statistic: elementwise terms}, of all statistics that are not carried; the
-        driver reduces them by the statistic's rule. Truth values are counted; what a "max" is
-        taken of is no less than 0.
+      terms: Block -> {statistic: elementwise terms}, which the driver reduces by the statistic's
+        rule, or knows a way around (`saturation.runs.shortcuts`). Truth values are counted; what a
+        "max" is taken of is no less than 0.
       metrics: (statistics, arrays) -> {metric: float64 (steps,)}, over the arrays of one scope; a
         metric that has no meaning there is left out.
-      carried: {statistic: (another one, "previous" or "first")}: what is another statistic's value
-        at the previous or the first selected checkpoint, so that nothing is summed twice.
-      derived: {statistic: the linear combination of other sums that it is}, used instead of its
-        own sum where sums are float64, in which the difference loses nothing that matters.
-      derived_at: {0 or 1: {statistic: likewise}}: what it is at the first step read, where now,
-        previous and first are one array, and at the second, where previous and first are one.
-      beside_nonfinite: {statistic: a sum}: it is 0 where that sum is finite, and has to be summed
-        only where it is not.
       compares_steps: whether it needs the previous checkpoint, so that the first has no value.
       against_first: the metrics that compare with the first checkpoint instead of the previous one.
       rates: the metrics that are also given as `<metric>_per_step`, divided by t′ − t.
@@ -84,12 +76,6 @@ class WeightMeasure:
     statistics: Mapping[str, Rule]
     terms: Callable[[Block], dict[str, Any]]
     metrics: Callable[[Statistics, ArrayInfo], dict[str, np.ndarray]]
-    carried: Mapping[str, tuple[str, Literal["previous", "first"]]] = field(default_factory=dict)
-    derived: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
-    derived_at: Mapping[int, Mapping[str, Callable[[Mapping[str, Any]], Any]]] = field(
-        default_factory=dict
-    )
-    beside_nonfinite: Mapping[str, str] = field(default_factory=dict)
     compares_steps: bool = False
     against_first: tuple[str, ...] = ()
     rates: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,13 @@ from jax import lax
 from numpy.typing import ArrayLike
 
 from saturation.measures.base import COMBINE, Block, Rule, WeightMeasure
+from saturation.runs.shortcuts import (
+    accumulation,
+    beside_nonfinite,
+    carried,
+    derived,
+    derived_at,
+)
 
 # XLA:CPU makes one vectorised loop of each statistic over a row, and no vectorised loop at all of
 # a fused reduction. A row is short enough for its operands to stay in the first-level cache from
@@ -44,36 +51,16 @@ Terms = dict[str, jax.Array]
 T = TypeVar("T", np.ndarray, jax.Array)
 
 
-def accumulation(platform: str) -> str:
-    """Return how sums are carried on a platform: "float64" or "two-float"."""
-    return "two-float" if platform == "tpu" else "float64"
-
-
 def statistic_rules(measures: Sequence[WeightMeasure], platform: str) -> dict[str, Rule]:
     """Return {statistic: rule} of what is reduced for these measures on a platform, each name once.
 
     Measures that have a statistic of one name have the same one, which is computed once.
     """
-    exact = accumulation(platform) == "float64"
-    return {
-        name: rule
-        for measure in measures
-        for name, rule in measure.statistics.items()
-        if name not in measure.carried and not (exact and name in measure.derived)
-    }
-
-
-def derived_at(
-    position: int, measures: Sequence[WeightMeasure], platform: str
-) -> dict[str, Callable[[Mapping[str, Any]], Any]]:
-    """Return {statistic: how it follows from others}, of what is not reduced at a position.
-
-    Position 0 is the step that is read first, 1 the second. On the CPU alone, where the time is
-    that of the sums and not of bringing the block there.
-    """
-    if platform != "cpu":
-        return {}
-    return {n: d for m in measures for n, d in m.derived_at.get(position, {}).items()}
+    followed = carried(measures).keys() | derived(measures, platform)
+    every: dict[str, Rule] = {}
+    for measure in measures:
+        every |= measure.statistics
+    return {name: rule for name, rule in every.items() if name not in followed}
 
 
 def capacity(count: int, platform: str, dtype: np.dtype) -> int:
@@ -132,7 +119,7 @@ def block_statistics(
 
     rules = statistic_rules(measures, platform)
     rows = {name: row for row, name in enumerate(rules)}
-    beside = {name: of for measure in measures for name, of in measure.beside_nonfinite.items()}
+    beside = beside_nonfinite(measures)
     looked_for = [(rows[name], rows[of], by_rows(name)) for name, of in beside.items()]
     squares = {name: rows[name] for name in _SQUARES if name in rows}
     at = []

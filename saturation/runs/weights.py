@@ -29,15 +29,13 @@ from saturation.runs.blocks import Buffers, block_limit, blocks, blocks_ahead, c
 from saturation.runs.plan import Job, bytes_to_read
 from saturation.runs.reduce import (
     NEUTRAL,
-    accumulation,
     bfloat16_as_bits,
     block_statistics,
     capacity,
-    derived_at,
-    enable_x64,
     statistic_rules,
     tile,
 )
+from saturation.runs.shortcuts import Totals, accumulation, completed
 from saturation.runtime.processes import any_process, gather, on_every_process
 from saturation.runtime.progress import Progress
 
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
     from saturation.trajectory.trajectory import Trajectory
 
 Tiles = Sequence[jax.Array | np.ndarray]  # the pieces of a buffer that a pass takes, on the CPU
-Totals = dict[str, np.ndarray]  # {statistic: float64 (arrays, steps read)}
 
 
 class WeightStream:
@@ -107,7 +104,7 @@ class WeightStream:
         Each thread another one; else all would compile the same one at a time.
         """
         dtype = self.parameters[job.names[0]].dtype
-        with enable_x64(accumulation(self._platform) == "float64"):
+        with jax.enable_x64(accumulation(self._platform) == "float64"):
             taken = self._local.buffers.take(3, tile(dtype), dtype)
             first, second, third = (tiles[0] for _, tiles in taken)
             now, previous = ((first, first), (second, first), (third, second))[position]
@@ -116,7 +113,7 @@ class WeightStream:
     def _unless_halted(self, job: Job, readers: Executor | None) -> tuple[Job, Totals] | None:
         if self.stop.is_set() or self._halt.is_set():
             return None
-        with enable_x64(accumulation(self._platform) == "float64"):
+        with jax.enable_x64(accumulation(self._platform) == "float64"):
             return job, self._measure(job, readers)
 
     def _write(self, finished: Future[tuple[Job, Totals] | None]) -> bool:
@@ -163,7 +160,7 @@ class WeightStream:
                 for rule, rows in rows_of.items():
                     of_block = COMBINE[rule].reduce(found[rows], axis=2)
                     totals[rows, number] = COMBINE[rule](totals[rows, number], of_block)
-        return _completed(dict(zip(rules, totals, strict=True)), job.measures, self._platform)
+        return completed(dict(zip(rules, totals, strict=True)), job.measures, self._platform)
 
     def _array(
         self, job: Job, name: str, steps: Sequence[int], readers: Executor | None
@@ -270,26 +267,6 @@ def _tiles(buffer: np.ndarray) -> Tiles:
 @lru_cache(256)  # most blocks have the same few sizes
 def _scalar(count: int) -> jax.Array:
     return jax.device_put(np.int32(count))
-
-
-def _completed(totals: Totals, measures: Sequence[WeightMeasure], platform: str) -> Totals:
-    """Add the statistics that are another's value at another step, or derived from others."""
-    for measure in measures:
-        for name, (source, step) in measure.carried.items():
-            first = totals[source][:, :1]
-            if step == "first":
-                totals[name] = np.repeat(first, totals[source].shape[1], axis=1)
-            else:
-                totals[name] = np.concatenate([first, totals[source][:, :-1]], axis=1)
-    for position in range(min(2, next(iter(totals.values())).shape[1])):
-        sums = {name: values[:, position] for name, values in totals.items()}
-        for name, derive in derived_at(position, measures, platform).items():
-            totals[name][:, position] = derive(sums)
-    for measure in measures:
-        for name, derive in measure.derived.items():
-            if name not in totals:
-                totals[name] = derive(totals)
-    return totals
 
 
 def _add_processes(totals: Totals, measures: Sequence[WeightMeasure]) -> None:

@@ -6,7 +6,6 @@ checkpoints themselves: near cos = 1 the latter leave nothing but rounding in 1 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,30 +14,16 @@ from saturation.measures.base import ArrayInfo, Block, Statistics, WeightMeasure
 
 
 def terms(block: Block) -> dict[str, Any]:
-    """Return the terms of ‖θ_t′‖², ‖δ‖², ⟨θ_t, δ⟩ and ⟨θ_first, θ_t′⟩."""
+    """Return the terms of ‖θ_t′‖², ‖δ‖², ⟨θ_t, δ⟩, ⟨θ_first, θ_t′⟩, ‖θ_t‖² and ‖θ_first‖²."""
     delta = block.now - block.previous
     return {
         "sum_squares": block.now * block.now,
         "delta_squares": delta * delta,
         "previous_delta": block.previous * delta,
         "first_now": block.first * block.now,
+        "previous_squares": block.previous * block.previous,
+        "first_squares": block.first * block.first,
     }
-
-
-def previous_delta(sums: Mapping[str, Any]) -> Any:
-    """Return ⟨θ_t, δ⟩ = (‖θ_t′‖² − ‖θ_t‖² − ‖δ‖²)/2.
-
-    Of float64 sums it is off by some 1e-15·‖θ‖²: 1 − cos by 1e-15·‖θ‖/‖δ‖ of itself, and float32
-    weights that differ at all differ by more than 1e-11·‖θ‖.
-    """
-    with np.errstate(invalid="ignore"):  # of weights that are not finite it is NaN
-        return (sums["sum_squares"] - sums["previous_squares"] - sums["delta_squares"]) / 2
-
-
-def first_now(sums: Mapping[str, Any]) -> Any:
-    """Return ⟨θ_first, θ_t′⟩ = (‖θ_t′‖² + ‖θ_t‖² − ‖δ‖²)/2, where θ_t is θ_first."""
-    with np.errstate(invalid="ignore"):
-        return (sums["sum_squares"] + sums["previous_squares"] - sums["delta_squares"]) / 2
 
 
 def one_minus_cosine(squares: np.ndarray, delta_squares: np.ndarray, dot: np.ndarray) -> np.ndarray:
@@ -120,18 +105,6 @@ DIRECTION = WeightMeasure(
         ),
         "sum",
     ),
-    carried={
-        "previous_squares": ("sum_squares", "previous"),
-        "first_squares": ("sum_squares", "first"),
-    },
-    derived={"previous_delta": previous_delta},
-    derived_at={
-        0: {
-            "delta_squares": lambda sums: np.zeros_like(sums["sum_squares"]),
-            "first_now": lambda sums: sums["sum_squares"],
-        },
-        1: {"first_now": first_now},
-    },
     terms=terms,
     metrics=metrics,
     compares_steps=True,

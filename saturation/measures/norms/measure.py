@@ -49,5 +49,4 @@ NORMS = WeightMeasure(
     statistics={"sum_squares": "sum", "max_abs": "max", "nonfinite": "sum"},
     terms=terms,
     metrics=metrics,
-    beside_nonfinite={"nonfinite": "sum_squares"},
 )
