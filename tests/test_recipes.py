@@ -276,7 +276,8 @@ def test_it_is_compared_and_missed_and_explained(
     shown = capsys.readouterr().out
     assert "smallness\n  share of parameters with |θ| < ½\n  needs weights; source: a test" in shown
     call(monkeypatch, "measures", "--json")
-    assert "smallness" in json.loads(capsys.readouterr().out)
+    assert json.loads(capsys.readouterr().out)["smallness"]["metrics"] == ["share_near_zero"]
+    assert "metrics: share_near_zero\n" in shown + "\n"
     with pytest.raises(MeasureError, match=r"there are: norms, .*, smallness"):
         saturation.measure(opened, ["nothing"], str(tmp_path / "none"))
 

@@ -144,14 +144,15 @@ def steps_text(steps: Sequence[int]) -> str:
 
 
 def describe_measures() -> dict[str, Any]:
-    """Return {measure: its definition, source, statistics and metrics' names}."""
-    from saturation.measures import MEASURES
+    """Return {measure: its definition, source, what it needs and its metrics' names}."""
+    from saturation.measures import MEASURES, words_of
 
     return {
         name: {
             "definition": measure.definition,
             "source": measure.source,
             "needs": _needs(measure),
+            "metrics": [term.metric for term in words_of(name).terms],
         }
         for name, measure in MEASURES.items()
     }
@@ -169,7 +170,8 @@ def measures_text(described: Mapping[str, Any]) -> str:
     """Return what `measures` prints: a measure a paragraph."""
     return "\n".join(
         f"{name}\n  {measure['definition']}\n"
-        f"  needs {measure['needs']}; source: {measure['source']}"
+        f"  needs {measure['needs']}; source: {measure['source']}\n"
+        f"{textwrap.indent(textwrap.fill('metrics: ' + ', '.join(measure['metrics']), 98), '  ')}"
         for name, measure in described.items()
     )
 

@@ -21,9 +21,8 @@ from jaxtyping import Shaped
 
 from saturation.errors import ArgumentError, Stopped
 from saturation.plots.panels import Picture
-from saturation.results.folder import RunFolder
 from saturation.runtime.progress import Progress
-from saturation.storage.write import refuse_url
+from saturation.storage.write import Files, refuse_url
 
 MOST_SEEDS, LARGEST_SEED = 10_000, 2**31 - 1  # JAX takes a seed of 32 bits without complaint
 
@@ -239,7 +238,7 @@ class _Parts:
     """The parts in a folder; without one nothing is kept."""
 
     def __init__(self, out: str | None) -> None:
-        self._folder = None if out is None else RunFolder(out)
+        self._folder = None if out is None else Files(out)
 
     def read(self, name: str) -> Part | None:
         """Return a part, or None where there is none or a damaged one."""

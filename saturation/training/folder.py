@@ -24,9 +24,8 @@ from typing import Any
 from etils import epath
 
 from saturation.errors import ConfigError, ResultsError
-from saturation.results.folder import RunFolder
 from saturation.storage.local_files import read_regular, refuse_impossible
-from saturation.storage.write import write_whole
+from saturation.storage.write import Files, write_whole
 
 RECORD = "pretrain.json"
 LOG = "log.csv"
@@ -52,7 +51,7 @@ def open_place(out: str) -> OutputPath:
         return Path(out)
     if not out.startswith("gs://"):
         raise ConfigError(f"out: {out}: a pretraining writes to a local folder or to gs://.")
-    return epath.Path(RunFolder(out).path)
+    return epath.Path(Files(out).path)
 
 
 def in_bucket(place: str | os.PathLike[str]) -> bool:
@@ -160,7 +159,7 @@ def read_record(folder: OutputPath) -> dict[str, Any] | None:
 def _read(folder: OutputPath, name: str) -> bytes | None:
     """Return what a file of a pretraining holds, or None where there is none."""
     if in_bucket(folder):
-        return RunFolder(folder).read(name)
+        return Files(folder).read(name)
     try:
         return read_regular(folder / name)
     except (FileNotFoundError, NotADirectoryError):
@@ -199,7 +198,7 @@ def _write_text(path: OutputPath, text: str) -> None:
 
 def _write(path: OutputPath, content: bytes) -> None:
     if in_bucket(path):
-        RunFolder(path.parent).write(path.name, content)
+        Files(path.parent).write(path.name, content)
     else:
         write_whole(Path(path), lambda file: file.write(content))
 
