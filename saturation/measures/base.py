@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from saturation.models.base import Attention, recorded_model
+
 Rule = Literal["sum", "max", "min"]
 Statistics = Mapping[str, np.ndarray]  # {statistic: float64 (arrays, steps)}
 STEP = "step"  # beside an activation measure's statistics: the training steps, float64 (steps,)
 Shapes = Mapping[str, tuple[int, ...]]  # {array: its shape}
+
+
+class ModelShapes(dict[str, tuple[int, ...]]):
+    """The shapes of a model's arrays, and its attentions, which arrays alone do not tell."""
+
+    def __init__(self, shapes: Shapes, attentions: Sequence[Attention] = ()) -> None:
+        super().__init__(shapes)
+        self.attentions = tuple(attentions)
+
+    @classmethod
+    def of_run(cls, described: Mapping[str, Any]) -> ModelShapes:
+        """Return those that a `run.json` records."""
+        shapes = {name: tuple(each["shape"]) for name, each in described["arrays"].items()}
+        model = described.get("model")
+        return cls(shapes, recorded_model(model)[1] if model else ())
+
 
 COMBINE: dict[Rule, np.ufunc] = {"sum": np.add, "max": np.maximum, "min": np.minimum}
 
@@ -157,7 +175,8 @@ class GroupMeasure:
       source: the paper, or "ours".
       statistics: the numbers it returns of each scope.
       vectors: and the vectors, kept on disk beside them for `results.load_vectors`.
-      groups: {array: its shape}, all of a checkpoint's -> {group: {role: array}}; a group is named
+      groups: {array: its shape}, all of a checkpoint's (in a run, `ModelShapes`) -> {group: {role:
+        array}}; a group is named
         by the module it belongs to (`encoder/layers_3/attention`).
       observe: (group, {role: array}, {array: its shape}) -> {scope: {statistic: scalar, vector:
         (n,)}}, of one group at one step; the arrays in the dtype they are stored in.

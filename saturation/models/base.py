@@ -47,6 +47,7 @@ class Attention:
       keys_stack: the stack whose tokens its keys are.
       norm_kind: "rms", or "layer" where the mean is taken off too; None without a norm.
       epsilon: what that norm adds to the mean square.
+      branch_norm: whether what it adds to the stream is normalised behind its output kernel.
     """
 
     path: str
@@ -60,6 +61,7 @@ class Attention:
     keys_stack: str
     norm_kind: Literal["rms", "layer"] | None = "rms"
     epsilon: float = 0.0
+    branch_norm: bool = False
 
     @property
     def layer(self) -> str:
@@ -246,6 +248,14 @@ def describe_model(config: ModelConfig) -> dict[str, Any]:
         "stacks": [asdict(stack) for stack in config.stacks],
         "attentions": [asdict(attention) for attention in config.attentions],
     }
+
+
+def described_if_known(checkpoint: Any) -> dict[str, Any]:
+    """Return {"model": what `run.json` records of it}; nothing of a model of no known family."""
+    try:
+        return {"model": describe_model(model_config(checkpoint))}
+    except ArgumentError:
+        return {}
 
 
 def recorded_model(described: Mapping[str, Any]) -> tuple[list[Stack], list[Attention]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from saturation.errors import MeasureError
+from saturation.models.base import Attention
 from saturation.models.config import NORM_BEFORE
 from saturation.models.eigenvalues import SPECTRA, spectral_kernels
 
@@ -17,16 +18,24 @@ _ATTENTION = re.compile(
 
 
 def attention_arrays(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, str]]:
-    """Return {path of an attention: {"value", "out", "scale": array}}, of every attention of a T5.
+    """Return {path of an attention: {"value", "out", "scale": array}}, of every attention.
 
-    The scale is that of the norm whose output the values are made of: in cross-attention the one
+    What a model's attentions are is told by `shapes.attentions` (`measures.base.ModelShapes`), or
+    else by a T5's names. Without a scale, the values pass a norm that has none, or no norm. The
+    scale is that of the norm whose output the values are made of: in cross-attention the one
     that ends the encoder. An attention that is given its eigenvalues (`models.eigenvalues`) has
     "basis" and, for ψ, the name of their kind in the place of "value" and "out".
 
     Raises:
-      MeasureError: there is no attention under T5's names, or one lacks an array.
+      MeasureError: there is no attention that is known, or one lacks an array.
     """
-    found = {}
+    found = {
+        each.path: {"value": f"{each.path}/value/kernel", "out": f"{each.path}/out/kernel"}
+        | ({} if each.norm is None else {"scale": each.norm})
+        for each in of_one_stack(shapes)
+    }
+    if found:
+        return found
     for match in filter(None, map(_ATTENTION.fullmatch, shapes)):
         path = f"{match['layer']}/{match['attention']}"
         scale = f"{match['layer']}/{NORM_BEFORE[match['attention']]}/scale"
@@ -47,10 +56,17 @@ def attention_arrays(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[st
     if not found:
         raise MeasureError(
             "`spectrum` is taken of T5's attentions, and none of these arrays is one's, such as "
-            f"encoder/layers_0/attention/value/kernel; there are {', '.join(list(shapes)[:3])}, …"
+            "encoder/layers_0/attention/value/kernel, or of those of the families of "
+            f"docs/families.md by their config.json; there are {', '.join(list(shapes)[:3])}, …"
         )
     _count_heads(shapes)
     return found
+
+
+def of_one_stack(shapes: Mapping[str, tuple[int, ...]]) -> list[Attention]:
+    """Return the attentions that `shapes.attentions` tells of; those of a T5 its names tell."""
+    told: Sequence[Attention] = getattr(shapes, "attentions", ())
+    return [each for each in told if not each.stack and f"{each.path}/value/kernel" in shapes]
 
 
 def _count_heads(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -93,3 +109,10 @@ def split_heads(value: Any, out: Any, scale: Any, num_heads: int) -> tuple[Any, 
     embed, joined = value.shape
     left = (scale[:, None] * value).reshape(embed, num_heads, -1).transpose(1, 0, 2)
     return left, out.reshape(num_heads, joined // num_heads, embed)
+
+
+def shared_heads(value: Any, num_heads: int, num_key_value_heads: int) -> Any:
+    """Return a value kernel joined over all heads, of which groups share one (grouped queries)."""
+    embed, joined = value.shape
+    each = value.reshape(embed, num_key_value_heads, joined // num_key_value_heads)
+    return each.repeat(num_heads // num_key_value_heads, axis=1).reshape(embed, -1)

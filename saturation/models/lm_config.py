@@ -298,6 +298,7 @@ class LMConfig(ModelConfig):
                 keys_stack="",
                 norm_kind=kind if before else None,
                 epsilon=self.norm_epsilon,
+                branch_norm=self.norm_placement == "branch",
             )
             for layer in self.stacks[0].layers
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from saturation.errors import ResultsError
 from saturation.measures import MEASURES, find_measures
-from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure
+from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure, ModelShapes
 from saturation.results.folder import RUN_FILE, RunFolder
 from saturation.results.parts import ACTIVATIONS, read_part
 from saturation.results.seal import LAYOUT, SEAL, seal_of
@@ -133,7 +133,7 @@ class RunState:
         if isinstance(measure, ActivationMeasure):
             return {ACTIVATIONS: (ACTIVATIONS,)}
         if isinstance(measure, GroupMeasure):
-            shapes = {name: tuple(a["shape"]) for name, a in self.described["arrays"].items()}
+            shapes = ModelShapes.of_run(self.described)
             return {group: (group,) for group in measure.groups(shapes)}
         return self.described["bundles"]
 

@@ -240,7 +240,8 @@ def load_vectors(run: str | Any, measure: str) -> pd.DataFrame:
         for _, _, part in state.read_parts(found)
     ]
     table = pd.concat(tables or [pd.DataFrame(columns=columns)], ignore_index=True)
-    kept = table["step"].isin(state.described["steps"]) & (table[vectors[0]].map(len) > 0)
+    filled = table[list(vectors)].map(len).max(axis=1) > 0
+    kept = table["step"].isin(state.described["steps"]) & filled
     kept &= ~table.duplicated(["step", "scope"])  # two tasks may have written the same steps
     return table.loc[kept].sort_values(["scope", "step"], ignore_index=True)
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from saturation.errors import Stopped
-from saturation.measures.base import GroupMeasure
+from saturation.measures.base import GroupMeasure, ModelShapes
 from saturation.results.folder import RunFolder, part_name
 from saturation.results.parts import part_content
 from saturation.runs.blocks import blocks_ahead, cores, in_order
@@ -47,7 +47,7 @@ def measure_groups(
       CheckpointFormatError: a checkpoint is damaged; what was written before is intact.
       Stopped: `stop` was set before everything was done.
     """
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    shapes = ModelShapes.of_run(described)
     this, processes = jax.process_index(), jax.process_count()
     progress.start(sum(job.nbytes(parameters) for job in todo[this::processes]))
     halt = threading.Event()

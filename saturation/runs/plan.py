@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from saturation.errors import MeasureError
 from saturation.measures import find_measures
-from saturation.measures.base import ActivationMeasure, GroupMeasure, Measure, WeightMeasure
+from saturation.measures.base import (
+    ActivationMeasure,
+    GroupMeasure,
+    Measure,
+    ModelShapes,
+    WeightMeasure,
+)
 from saturation.results.folder import RunFolder
 from saturation.results.parts import ACTIVATIONS
 from saturation.results.state import RunState, Span
@@ -201,9 +207,8 @@ def work_left(
         spans = sorted(ranges.items(), key=lambda item: item[0])
         jobs += [Job(key, tuple(bundled[key]), tuple(some), *span) for span, some in spans]
 
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
     for measure in grouped:
-        groups = measure.groups(shapes)
+        groups = measure.groups(ModelShapes.of_run(state.described))
         for key in sorted(groups)[mine]:
             reused += len(state.parts.get((measure.name, key), ()))
             nbytes = _group_bytes(groups[key], parameters)
@@ -253,7 +258,7 @@ def planned_work(
     """
     parameters = shared_parameters(trajectory, common_arrays)
     asked = find_measures(tuple(measures))
-    begun = what_is_measured(trajectory.steps, asked, parameters)
+    begun = what_is_measured(trajectory, asked, parameters)
     state = RunState.read(RunFolder(out)).joined(begun)
     left = work_left(state, trajectory.steps, parameters, asked, shard)
     arrays = {name for job in left.weights for name in job.names} | {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saturation._package import __version__
 from saturation.measures.base import Measure
+from saturation.models.base import described_if_known
 from saturation.results.seal import LAYOUT
 from saturation.results.state import IDENTITY
 from saturation.trajectory.constants import constants
@@ -33,7 +34,7 @@ def describe_run(
         "layout": LAYOUT,
         "trajectory": trajectory.path,
         "format": trajectory[steps[0]].format,
-        **what_is_measured(steps, measures, parameters),
+        **what_is_measured(trajectory, measures, parameters),
         "identity": {str(step): known for step, known in trajectory.fingerprints().items()},
         "identity_of": IDENTITY,
         "left_out": [list(one) for one in _left_out(trajectory)],
@@ -42,9 +43,10 @@ def describe_run(
 
 
 def what_is_measured(
-    steps: Sequence[int], measures: Sequence[Measure], parameters: Mapping[str, Parameter]
+    trajectory: Trajectory, measures: Sequence[Measure], parameters: Mapping[str, Parameter]
 ) -> dict[str, Any]:
-    """Return what of `run.json` says what there is to do; for it no file needs to be read."""
+    """Return what of `run.json` says what there is to do; for it no array needs to be read."""
+    steps = trajectory.steps
     return {
         "steps": list(steps),
         "identity": {},
@@ -52,6 +54,7 @@ def what_is_measured(
         "versions": {measure.name: measure.version for measure in measures},
         "arrays": _describe_arrays(parameters),
         "bundles": {key: list(names) for key, names in bundles(parameters, len(steps)).items()},
+        **described_if_known(trajectory[steps[0]]),
     }
 
 

@@ -4,6 +4,11 @@ A head adds A X H to the stream X, with A its row-stochastic attention and H = d
 being the norm scale that its values pass. So the stream's parts grow by 1 + λ^H λ^A: where λ^A = 1
 dominates, tokens become equal; where another λ^A does, they part.
 
+A LayerNorm takes the mean off: H = (I − 11ᵀ/d) diag(g) W_V W_O. Where values pass no norm, or one
+without a scale, g = 1. Where what a head adds is normalised behind W_O (OLMo 2), H is that of the
+kernels alone, without g. Biases move the fixed point, not the spectrum. Of grouped queries several
+heads share W_V.
+
 H is d × d and of rank d_kv. Where d_kv < d it has a null space, an eigenvalue 0, along which the
 stream neither grows nor shrinks: under it a spectrum in [−1, 0) sharpens only where some λ^A makes
 |1 + λ^H λ^A| exceed 1, and else does nothing.
@@ -21,7 +26,14 @@ import numpy as np
 from jaxtyping import Complex128, Float64
 
 from saturation.measures.base import GroupMeasure, Shapes, Statistics
-from saturation.models.kernels import _count_heads, attention_arrays, attention_kernels, split_heads
+from saturation.models.kernels import (
+    _count_heads,
+    attention_arrays,
+    attention_kernels,
+    of_one_stack,
+    shared_heads,
+    split_heads,
+)
 from saturation.models.linalg import finite_eigenvalues
 
 UNSCALED = "_unscaled"  # without the norm scale
@@ -51,10 +63,19 @@ def observe(
     """Return the statistics of one attention and of each of its heads; NaN where they have none."""
     wide = {role: array.astype(np.float64) for role, array in arrays.items()}
     value, out = attention_kernels(wide, lambda columns: np.linalg.qr(columns)[0])
-    scale, ones = wide["scale"], np.ones_like(wide["scale"])
+    attention = next((each for each in of_one_stack(shapes) if each.path == group), None)
+    heads = _count_heads(shapes) if attention is None else attention.num_heads
+    if attention is not None:
+        value = shared_heads(value, heads, attention.num_key_value_heads)
+    ones = np.ones(len(value))
+    scales = {"": wide.get("scale", ones), UNSCALED: ones}
+    if attention is not None and attention.branch_norm:
+        del scales[""]
     per_head: dict[str, np.ndarray] = {}
-    for suffix, g in (("", scale), (UNSCALED, ones)):
-        left, right = split_heads(value, out, g, _count_heads(shapes))
+    for suffix, g in scales.items():
+        left, right = split_heads(value, out, g, heads)
+        if attention is not None and attention.norm_kind == "layer":
+            left = left - left.mean(axis=1, keepdims=True)
         with np.errstate(invalid="ignore"):  # of infinite weights, which are reported as NaN
             found = nonzero_eigenvalues(left, right)
             null_space = left.shape[-1] < left.shape[-2]
@@ -62,8 +83,10 @@ def observe(
         described |= {"real": np.real(found), "imaginary": np.imag(found)}
         per_head |= {f"{name}{suffix}": values for name, values in described.items()}
     nothing = dict.fromkeys(STATISTICS, np.nan) | {name: np.empty(0) for name in VECTORS}
-    scopes = {group: nothing | {"negative_scales": float((scale < 0).sum())}}
-    for head in range(_count_heads(shapes)):
+    scopes = {}
+    if "scale" in wide:
+        scopes[group] = nothing | {"negative_scales": float((wide["scale"] < 0).sum())}
+    for head in range(heads):
         of_head = {name: values[head] for name, values in per_head.items()}
         scopes[f"{group}/head_{head}"] = nothing | of_head
     return scopes
@@ -191,7 +214,15 @@ def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
     scales = statistics["negative_scales"]
     if not np.isnan(scales).all():
         return {"negative_scales": scales}
-    return {name: statistics[name] for name in STATISTICS if name != "negative_scales"}
+    suffixes = ("", UNSCALED)
+    if (
+        np.isnan(statistics["asymmetry"]).all()
+        and not np.isnan(statistics[f"asymmetry{UNSCALED}"]).all()
+    ):
+        suffixes = (UNSCALED,)  # what a head adds is normalised behind W_O
+    return {
+        f"{name}{suffix}": statistics[f"{name}{suffix}"] for suffix in suffixes for name in OF_HEADS
+    }
 
 
 SPECTRUM = GroupMeasure(
