@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -21,7 +22,7 @@ from pydantic import ValidationError
 
 import saturation
 import saturation.measures
-from saturation import checkpoints
+from saturation import checkpoints, storage, studies
 from saturation.cli import commands
 from saturation.config.options import described
 from saturation.errors import ConfigError, MeasureError
@@ -31,6 +32,7 @@ from saturation.report import summarize
 from saturation.results.table import load_results
 from saturation.runs.options import COMMON, activation_options, measure_options
 from saturation.runs.settings import ActivationSettings, read_settings
+from saturation.storage.open import PLACES
 
 ROOM = {
     "__init__.py": """
@@ -169,6 +171,70 @@ def open_checkpoint(folder, step):
     sources = names.t5x(weights, folder.where(table))
     return Checkpoint(folder.path, step, NAME, weights, sources, left_out=left_out)
 """
+STUDY = """
+import numpy as np
+
+from saturation.plots.panels import Axis, Line, Panel, Picture
+from saturation.studies.base import Study, claim, control
+
+
+def simulate(setting, seeds):
+    return ({"twice": 2.0 * seed} for seed in seeds)
+
+
+def judge(results):
+    yield claim("twice the seed", "all", results["all"]["twice"], (0, 4))
+    yield control("nothing", "all", results["all"]["twice"], (8, 9))
+
+
+def pictures(results):
+    values = results["all"]["twice"]
+    line = Line(np.arange(len(values)), values)
+    yield Picture("toy", "Doubling", "Doubles", "No unit.", [[Panel("twice", [line], Axis("x"))]])
+
+
+STUDY = Study(
+    name="doubling",
+    title="Doubling a seed",
+    paper="Nobody, 1 + 1, arXiv 0000.00000",
+    reads="A seed is doubled.",
+    parts=lambda seeds, full: {"all": seeds},
+    simulate=simulate,
+    judge=judge,
+    pictures=pictures,
+    seeds=3,
+)
+"""
+PLACE = """
+import os
+from functools import partial
+from pathlib import Path
+
+from saturation.storage.places import File, RemoteSource, nested
+
+
+def place_at(url, shared):
+    return "toy://", url.removeprefix("toy://"), Shelf
+
+
+class Shelf(RemoteSource):
+    root = "toy://"
+
+    def listing(self, path, deep):
+        found = sorted(one for one in Path(f"/{path}").rglob("*") if one.is_file())
+        return nested(
+            (one.relative_to(f"/{path}").as_posix(), File(one.stat().st_size)) for one in found
+        )
+
+    def file(self, path):
+        return File(os.stat(f"/{path}").st_size)
+
+    def fetch(self, path, file, start, stop):
+        return Path(f"/{path}").read_bytes()[start:stop]
+
+    def url(self, path):
+        return f"toy://{path}"
+"""
 STEPS = (0, 10, 30)
 
 
@@ -203,6 +269,28 @@ def toy_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setattr(checkpoints, "FORMATS", (*checkpoints.FORMATS, form))
     yield
     del sys.modules["saturation.checkpoints.toy"], checkpoints.toy
+
+
+@pytest.fixture
+def toy_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The file beside the package's studies, and its line in the registry."""
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "doubling.py").write_text(STUDY, encoding="utf-8")
+    monkeypatch.setattr(studies, "__path__", [*studies.__path__, str(tmp_path / "studies")])
+    monkeypatch.setitem(studies.STUDIES, "doubling", "saturation.studies.doubling")
+    yield
+    del sys.modules["saturation.studies.doubling"], studies.doubling
+
+
+@pytest.fixture
+def toy_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The file beside the package's places, and its line in the registry."""
+    (tmp_path / "places").mkdir()
+    (tmp_path / "places" / "shelf.py").write_text(PLACE, encoding="utf-8")
+    monkeypatch.setattr(storage, "__path__", [*storage.__path__, str(tmp_path / "places")])
+    monkeypatch.setitem(PLACES, "toy", "saturation.storage.shelf")
+    yield
+    del sys.modules["saturation.storage.shelf"], storage.shelf
 
 
 def has_docstring(node: ast.AST) -> bool:
@@ -352,3 +440,43 @@ def test_no_place_and_no_trajectory_knows_a_format() -> None:
             if isinstance(text, str) and text not in documented and re.search(words, text):
                 found.append(f"{path.name}:{node.lineno}: {text!r}")
     assert found == []
+
+
+@pytest.mark.usefixtures("toy_study")
+def test_a_study_is_a_file_and_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, "study")
+    shown = capsys.readouterr().out
+    assert "doubling                Doubling a seed\n" in shown
+    assert "Nobody, 1 + 1, arXiv 0000.00000\n" in shown
+    out = tmp_path / "out"
+    call(monkeypatch, "study", "doubling", "--out", out)
+    claims = (out / "claims.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[1] for line in claims[1:]] == ["claim", "control"]
+    assert {"toy.png", "toy.pdf", "summary.txt", "page.html"} <= {one.name for one in out.iterdir()}
+
+
+def test_studies_are_listed_without_being_imported() -> None:
+    code = (
+        "import sys\nfrom saturation.studies import STUDIES, about\n"
+        "assert all(all(about(name)) for name in STUDIES)\n"
+        "print({'jax', 'numpy', *STUDIES.values()} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_what_is_listed_is_what_the_study_says(name: str) -> None:
+    study = studies.find_study(name)
+    assert (study.name, study.title, study.paper) == (name, *studies.about(name))
+
+
+@pytest.mark.usefixtures("toy_place")
+def test_a_place_is_a_file_and_a_line(tmp_path: Path) -> None:
+    trajectory = write_trajectory(tmp_path / "trajectory", STEPS)
+    opened = saturation.open_trajectory(f"toy:/{trajectory}")
+    assert (opened.steps, opened.remote) == (STEPS, True)
+    for name, values in canonical(trajectory, 10).items():
+        np.testing.assert_array_equal(opened[10].read(name), values)

@@ -237,11 +237,12 @@ def run_study(
     full: Annotated[bool, typer.Option("--full", help="Take the larger settings too.")] = False,
 ) -> None:
     """Test a paper's claims in simulation, beside controls that must miss; exit 1 if any fails."""
-    from saturation.studies import STUDIES, find_study
+    from saturation.studies import STUDIES, about, find_study
 
     if name is None:
-        for study in map(find_study, STUDIES):
-            say(f"{study.name:24}{study.title}\n{'':24}{study.paper}")
+        for study in STUDIES:
+            title, paper = about(study)
+            say(f"{study:24}{title}\n{'':24}{paper}")
         return
     found = find_study(name)
     if out is None:

@@ -13,6 +13,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from saturation.storage.places import (
     RemoteSource,
     nested,
     refuse_changed,
+    require,
     require_length,
 )
 from saturation.storage.retry import ATTEMPTS, Denied, PermanentFailure, retrying
@@ -169,6 +171,13 @@ def parse_url(url: str) -> Repository:
     revision = urllib.parse.unquote(found["revision"] or "main")
     path = (found["path"] or "").strip("/")
     return Repository(found["kind"] or "models", found["name"], revision, path)
+
+
+def place_at(url: str, shared: dict[str, Any]) -> tuple[str, str, Callable[[], Hub]]:
+    """Return the place of a URL: see `saturation.storage.open.PLACES`."""
+    require(url, "hf")
+    repository = parse_url(url)
+    return repository.root, repository.path, partial(Hub, repository, shared)
 
 
 def revisions(url: str) -> dict[str, str]:

@@ -6,9 +6,8 @@ What reads networks is imported where a URL is opened: nobody else needs it.
 from __future__ import annotations
 
 import os
-import re
 import urllib.parse
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,13 @@ from saturation.storage.listing import Listing
 from saturation.storage.local_folder import LocalFolder
 from saturation.storage.trust import shown_url
 
-# A repository's page, or one of a folder in it; the hub's files lie under `resolve`.
-_HUB_PAGE = re.compile(
-    r"/(?P<name>((datasets|spaces)/)?(?!(api|datasets|spaces)/)[^/]+/[^/]+)"
-    r"(/(tree|blob)/(?P<revision>[^/]+)(/(?P<below>.+?))?)?/?"
-)
+# Where the module of each scheme is; any other is for fsspec. A module has `place_at(url, shared)`,
+# which returns a key of the place among those shared, the path there, and how the place is made.
+PLACES = {
+    "hf": "saturation.storage.hub",
+    "http": "saturation.storage.web",
+    "https": "saturation.storage.web",
+}
 
 
 def open_folder(
@@ -73,31 +74,15 @@ def open_remote(url: str, places: dict[str, Any] | None, listing: Listing) -> Fo
     Raises:
       CheckpointFormatError: the URL leads nowhere, or something must be installed to follow it.
     """
-    from saturation.storage.places import Bucket, require
     from saturation.storage.remote import CachedPlace, RemoteFolder
 
     places = {} if places is None else places
     scheme, _, rest = url.partition("://")
     _refuse_impossible(url)
-    require(url, scheme)
     if scheme == "file":
         return open_folder(rest, places, listing)
-    if scheme == "hf":
-        from saturation.storage.hub import Hub, parse_url
-
-        repository = parse_url(url)
-        key, prefix = repository.root, repository.path
-        made = partial(Hub, repository, places)
-    elif scheme in ("http", "https"):
-        from saturation.storage.web import Web, split_url
-
-        _refuse_page(url)
-        key, prefix = split_url(url)
-        made = partial(Web, key, places)
-    else:
-        scheme = "gs" if scheme == "gcs" else scheme
-        name, _, prefix = rest.strip("/").partition("/")
-        key, made = f"{scheme}://{name}", partial(Bucket, scheme, name)
+    module = import_module(PLACES.get(scheme, "saturation.storage.places"))
+    key, prefix, made = module.place_at(url, places)
     if key not in places:
         places[key] = CachedPlace(made(), listing.small)
     return RemoteFolder(places[key], prefix)
@@ -111,16 +96,3 @@ def _refuse_impossible(url: str) -> None:
             urllib.parse.urlsplit(url)
     except ValueError as error:
         raise CheckpointFormatError(f"{shown_url(url)} is no URL: {error}.") from error
-
-
-def _refuse_page(url: str) -> None:
-    """Raise `CheckpointFormatError` where a URL is of a page of the hub, which holds no file."""
-    parts = urllib.parse.urlsplit(url)
-    found = _HUB_PAGE.fullmatch(parts.path)
-    if parts.hostname in ("huggingface.co", "hf.co") and found:
-        revision = f"@{found['revision']}" if found["revision"] else ""
-        below = f"/{found['below']}" if found["below"] else ""
-        raise CheckpointFormatError(
-            f"{shown_url(url)} is a page of the hub and no file: give "
-            f"hf://{found['name']}{revision}{below}."
-        )

@@ -372,6 +372,15 @@ def require_length(data: bytes, start: int, stop: int) -> bytes:
     return data
 
 
+def place_at(url: str, shared: dict[str, Any]) -> tuple[str, str, Callable[[], Bucket]]:
+    """Return the place of a URL that fsspec knows: see `saturation.storage.open.PLACES`."""
+    scheme, _, rest = url.partition("://")
+    require(url, scheme)
+    scheme = "gs" if scheme == "gcs" else scheme
+    name, _, path = rest.strip("/").partition("/")
+    return f"{scheme}://{name}", path, partial(Bucket, scheme, name)
+
+
 def require(url: str, scheme: str) -> None:
     """Raise `CheckpointFormatError` where the package that reads a scheme is not installed."""
     module, extra = _NEEDS.get(scheme, ("", ""))

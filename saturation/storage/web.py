@@ -9,12 +9,20 @@ from __future__ import annotations
 import re
 import urllib.parse
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from saturation.errors import CheckpointFormatError, escaped
-from saturation.storage.places import File, Listing, RemoteSource, refuse_changed, require_length
+from saturation.storage.places import (
+    File,
+    Listing,
+    RemoteSource,
+    refuse_changed,
+    require,
+    require_length,
+)
 from saturation.storage.retry import HTTPStatusError, PermanentFailure, retrying
-from saturation.storage.trust import refuse_lead
+from saturation.storage.trust import refuse_lead, shown_url
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _CONNECT_SECONDS, _SILENCE_SECONDS = 30, 60
@@ -183,6 +191,34 @@ async def _body(answer: Any, count: int) -> bytes:
         pieces.append(piece)
         left -= len(piece)
     return require_length(b"".join(pieces), 0, count)
+
+
+# A repository's page, or one of a folder in it; the hub's files lie under `resolve`.
+_HUB_PAGE = re.compile(
+    r"/(?P<name>((datasets|spaces)/)?(?!(api|datasets|spaces)/)[^/]+/[^/]+)"
+    r"(/(tree|blob)/(?P<revision>[^/]+)(/(?P<below>.+?))?)?/?"
+)
+
+
+def place_at(url: str, shared: dict[str, Any]) -> tuple[str, str, Callable[[], Web]]:
+    """Return the place of a URL: see `saturation.storage.open.PLACES`."""
+    require(url, url.partition("://")[0])
+    _refuse_page(url)
+    base, name = split_url(url)
+    return base, name, partial(Web, base, shared)
+
+
+def _refuse_page(url: str) -> None:
+    """Raise `CheckpointFormatError` where a URL is of a page of the hub, which holds no file."""
+    parts = urllib.parse.urlsplit(url)
+    found = _HUB_PAGE.fullmatch(parts.path)
+    if parts.hostname in ("huggingface.co", "hf.co") and found:
+        revision = f"@{found['revision']}" if found["revision"] else ""
+        below = f"/{found['below']}" if found["below"] else ""
+        raise CheckpointFormatError(
+            f"{shown_url(url)} is a page of the hub and no file: give "
+            f"hf://{found['name']}{revision}{below}."
+        )
 
 
 class Web(RemoteSource):
