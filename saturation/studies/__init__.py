@@ -31,26 +31,26 @@ def find_study(name: str) -> Study:
 
 
 def about(name: str) -> tuple[str, str]:
-    """Return title and paper of a study: literals in its file, which is read and not run.
+    """Return title and paper of a study.
+
+    Where they are literals in its file, as they should be, that is read and not run: a study may
+    take seconds to import.
 
     Raises:
-        ArgumentError: there is no such study, or its file does not say them as literals.
+        ArgumentError: there is no such study.
     """
-    if name not in STUDIES:
-        raise ArgumentError(f"There is no study {name!r}; there are: {', '.join(STUDIES)}.")
-    found = importlib.util.find_spec(STUDIES[name])
-    if found is None or found.origin is None:
-        raise ArgumentError(f"The study {name!r} is not installed: {STUDIES[name]} is missing.")
-    tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    made = (call for call in calls if getattr(call.func, "id", None) == "Study")
-    said = {one.arg: one.value for call in made for one in call.keywords}
-    try:
-        return ast.literal_eval(said["title"]), ast.literal_eval(said["paper"])
-    except (KeyError, ValueError) as error:
-        raise ArgumentError(
-            f"{found.origin}: a Study with title and paper as texts was expected."
-        ) from error
+    found = importlib.util.find_spec(STUDIES[name]) if name in STUDIES else None
+    if found is not None and found.origin is not None:
+        tree = ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            said = dict(zip(("name", "title", "paper"), call.args, strict=False))
+            said |= {str(one.arg): one.value for one in call.keywords}
+            texts = [said.get(key) for key in ("title", "paper")]
+            literal = [one.value for one in texts if isinstance(one, ast.Constant)]
+            if getattr(call.func, "id", None) == "Study" and len(literal) == 2:
+                return str(literal[0]), str(literal[1])
+    study = find_study(name)
+    return study.title, study.paper
 
 
 def demo(name: str, out: str | None = None) -> tuple[str, bool, list[Path]]:
