@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from saturation.plots.panels import Dash
-from saturation.plots.series import HEAD_KINDS
+from saturation.plots.series import HEAD_KINDS, stack_of
 
 # Okabe and Ito's palette, told apart under every common colour blindness;
 # https://jfly.uni-koeln.de/color/
@@ -24,7 +24,9 @@ SCOPE_COLOURS = {
 }
 HEADS = {  # {kind: (pattern of its heads, colour)}
     kind: (pattern, colour)
-    for (kind, pattern), colour in zip(HEAD_KINDS.items(), (BLUE, VERMILION, GREEN), strict=True)
+    for (kind, pattern), colour in zip(
+        HEAD_KINDS.items(), (BLUE, VERMILION, GREEN, BLUE), strict=True
+    )
 }
 # Every ninth of viridis, by which what has an order is coloured: dark comes first.
 _VIRIDIS = ("440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58",
@@ -46,8 +48,12 @@ def shades(count: int, last: float = 0.9) -> list[str]:
 def layer_looks(scopes: Sequence[str]) -> dict[str, tuple[str, Dash]]:
     """Return {scope: (colour, dash)}: dark next to the input, the decoder's lines dashed."""
     found: dict[str, tuple[str, Dash]] = {}
-    stacks: tuple[tuple[str, Dash], ...] = (("encoder", "solid"), ("decoder", "dash"))
+    stacks: tuple[tuple[str, Dash], ...] = (
+        ("encoder", "solid"),
+        ("decoder", "dash"),
+        ("", "solid"),
+    )
     for stack, dash in stacks:
-        members = [scope for scope in scopes if scope.startswith(stack)]
+        members = [scope for scope in scopes if stack_of(scope) == stack]
         found |= {m: (c, dash) for m, c in zip(members, shades(len(members)), strict=False)}
     return found

@@ -30,9 +30,11 @@ HEAD_KINDS = {  # the scopes of heads, by kind of attention
     "encoder self-attention": r"encoder/layers_\d+/attention/head_\d+",
     "decoder self-attention": r"decoder/layers_\d+/self_attention/head_\d+",
     "cross-attention": r"decoder/layers_\d+/encoder_decoder_attention/head_\d+",
+    "self-attention": r"layers_\d+/attention/head_\d+",  # of a model of one stack
 }
 
-LAYER = r"(encoder|decoder)/(layers_\d+|final)"
+STACKS = ("encoder", "decoder", "")  # "" is the one of a model that has no other
+LAYER = r"((encoder|decoder)/)?(layers_\d+|final)"
 
 Item = TypeVar("Item")
 Fits = Mapping[str, Mapping[str, Mapping[str, Fit]]]  # {run: {scope: {law: fit}}}
@@ -176,6 +178,16 @@ class RunTable:
         found = {scope: self.series(metric, scope) for scope in scopes}
         return {scope: series for scope, series in found.items() if series is not None}
 
+    def meaning(self, scope: str) -> str:
+        """Return what a scope is, in words that follow the model; "" where none are known."""
+        said = SCOPE_MEANING.get(scope, "")
+        return said.replace("encoder and decoder ", "") if self._one_stack else said
+
+    @cached_property
+    def _one_stack(self) -> bool:
+        """Whether layers stand in no stack, as those of a model do that has one."""
+        return any(re.match(r"layers_\d+(/|$)", scope) for _, scope in self._rows)
+
     def layers(self, metric: str) -> dict[str, dict[int, StepSeries]]:
         """Return {stack: {layer number: series}}, layers in order of depth.
 
@@ -266,11 +278,11 @@ def layer_medians(run: RunTable, metric: str) -> dict[str, StepSeries]:
     for kind, pattern in HEAD_KINDS.items():
         layers: dict[int, list[StepSeries]] = {}
         for scope, series in run.matching(metric, pattern).items():
-            layers.setdefault(int(scope.split("/")[1].rpartition("_")[2]), []).append(series)
-        stack, name = kind.split()[0], " cross" if kind == "cross-attention" else ""
+            layers.setdefault(int(scope.split("layers_")[1].split("/")[0]), []).append(series)
+        stack, name = stack_of(pattern), " cross" if kind == "cross-attention" else ""
         for number, heads in sorted(layers.items()):
             steps, (_, median, _) = quartiles(heads)
-            label = f"{'decoder' if name else stack}/layers_{number}{name}"
+            label = f"{in_stack(stack, f'layers_{number}')}{name}"
             found[label] = StepSeries(steps, median, np.full(len(steps), np.nan))
     return found
 
@@ -286,13 +298,36 @@ def describe_spacing(spacing: Float[np.ndarray, " points"]) -> str:
     return f"{low:,} to {high:,} steps apart"
 
 
+def stack_of(scope: str) -> str:
+    """Return which of `STACKS` a scope, or a pattern of scopes, is of."""
+    stack = scope.partition("/")[0]
+    return stack if stack in STACKS else ""
+
+
+def in_stack(stack: str, name: str) -> str:
+    """Return the scope of a name in a stack, or a pattern likewise.
+
+    >>> in_stack("encoder", "final"), in_stack("", "final")
+    ('encoder/final', 'final')
+    """
+    return f"{stack}/{name}" if stack else name
+
+
+def titled(stack: str, title: str) -> str:
+    """Return a title with its stack before it, where the model has several.
+
+    >>> titled("encoder", "cosine"), titled("", "cosine")
+    ('encoder: cosine', 'Cosine')
+    """
+    return f"{stack}: {title}" if stack else f"{title[:1].upper()}{title[1:]}"
+
+
 def ordered_layers(found: Mapping[str, StepSeries]) -> dict[str, StepSeries]:
     """Return layers by stack and depth, the state after a stack's last norm behind its layers."""
 
     def place(scope: str) -> tuple[bool, float]:
-        stack, _, name = scope.partition("/")
-        number = name.removeprefix("layers_")
-        return stack != "encoder", float(number) if number.isdigit() else np.inf
+        number = scope.rpartition("/")[2].removeprefix("layers_")
+        return stack_of(scope) == "decoder", float(number) if number.isdigit() else np.inf
 
     return {scope: found[scope] for scope in sorted(found, key=place)}
 

@@ -17,8 +17,7 @@ NEAREST = 1e-16  # of 1 − cos: what float64 tells from 0
 READS = (
     "What becomes of a layer's output as all parameters are multiplied by c (1: the network as it "
     "is): how far it points from its limit, and by which power of c it grows, the same at every c "
-    "in a homogeneous network. Means over tokens, no unit. Dark: next to the input; dashed: the "
-    "decoder."
+    "in a homogeneous network. Means over tokens, no unit. Dark: next to the input"
 )
 
 
@@ -33,8 +32,10 @@ def pictures(run: RunTable) -> Iterator[Picture]:
         [distance_panel(run, grid, int(step)) for step in chosen],
         [degree_panel(run, grid, int(step)) for step in chosen],
     ]
+    dashed = any(scope.startswith("decoder/") for scope in curves(run, COSINE, grid, chosen[-1]))
+    reads = f"{READS}; dashed: the decoder." if dashed else f"{READS}."
     yield Picture("homogeneity", "All parameters times c: how far from the limit c → ∞",
-                  "Homogeneity", READS, rows, on_tokens=True)  # fmt: skip
+                  "Homogeneity", reads, rows, on_tokens=True)  # fmt: skip
 
 
 def measured_steps(run: RunTable, grid: tuple[float, ...]) -> np.ndarray:

@@ -33,7 +33,7 @@ from saturation.plots.panels import (
     Picture,
     Rule,
 )
-from saturation.plots.series import SCOPE_MEANING, RunTable, StepSeries, on_steps
+from saturation.plots.series import RunTable, StepSeries, on_steps
 
 CURVE_POINTS = 400
 LAW_NAMES = {"power": "free power", "sqrt": "square root"}
@@ -82,7 +82,7 @@ def growth_panels(run: RunTable) -> Iterator[Panel]:
     scope, series = run.main_series("l2")
     laws = run.laws.get(scope, {})
     shown = choose_laws(laws)
-    yield _growth(scope, series, laws, shown)
+    yield _growth(scope, run.meaning(scope) or scope, series, laws, shown)
     if shown:
         yield _leftovers(series, shown)
         yield _exponents(series, shown)
@@ -137,11 +137,12 @@ def scope_panel(scope: str, runs: Sequence[RunTable]) -> Panel:
     elif notes:
         marks.append(Note("; ".join(notes[:6]), corner="lower right"))
     axis = LINEAR if notes else STEPS
-    return Panel(scope, marks, Axis("‖θ‖₂"), axis, SCOPE_MEANING.get(scope, ""), 3.0)
+    return Panel(scope, marks, Axis("‖θ‖₂"), axis, runs[0].meaning(scope), 3.0)
 
 
-def _growth(scope: str, series: StepSeries, laws: Mapping[str, Fit], shown: Sequence[Fit]) -> Panel:
-    meaning = SCOPE_MEANING.get(scope, scope)
+def _growth(
+    scope: str, meaning: str, series: StepSeries, laws: Mapping[str, Fit], shown: Sequence[Fit]
+) -> Panel:
     marks: list[Mark] = [
         Line(
             series.steps, series.values, f"{len(series)} checkpoints", DOT_GREY, "none", "circle", 7

@@ -9,7 +9,7 @@ from saturation.growth.fit import COMPARED_POINTS, MINIMUM_POINTS, Fit, best_law
 from saturation.growth.text import caution, choose_laws, exponent, say_laws
 from saturation.measures.words import SHORT, Term, Words
 from saturation.plots.panels import Table
-from saturation.plots.series import SCOPE_MEANING, RunTable
+from saturation.plots.series import RunTable
 
 TERMS = (
     Term("l2", "‖θ‖₂ = √Σθ²", "Euclidean norm: how large the parameters of a scope are.", SHORT),
@@ -77,7 +77,7 @@ def guide(run: RunTable) -> Sequence[str]:
     if len(series) == 1:
         course = f"is {first:,.4g} at step {series.steps[0]:,}"
     dots = (
-        f"Each dot is one checkpoint: the Euclidean norm ‖θ‖₂ of {SCOPE_MEANING.get(scope, scope)} "
+        f"Each dot is one checkpoint: the Euclidean norm ‖θ‖₂ of {run.meaning(scope) or scope} "
         f"{course}."
     )
     return dots, _say_curve(laws), _say_leftovers(laws)

@@ -9,7 +9,7 @@ import numpy as np
 from saturation.measures.saturation.words import COSINES
 from saturation.plots.colours import BLUE, GREEN, VERMILION, layer_looks
 from saturation.plots.panels import Axis, Dash, HeatMap, Line, Panel, Picture, Symbol
-from saturation.plots.series import LAYER, RunTable, on_steps, ordered_layers
+from saturation.plots.series import LAYER, RunTable, on_steps, ordered_layers, stack_of
 
 COSINE_RANGE = 0.0, 1.0
 COSINE = "mean cos(h, h′)"
@@ -19,10 +19,11 @@ READS = (
     "in the parameter limit all parameters grow, c → ∞; a finite c stops on the way there."
 )
 _COLOURS = dict(zip(COSINES, (BLUE, VERMILION, GREEN), strict=True))
-_STACKS: dict[str, Dash] = {"encoder": "solid", "decoder": "dash"}
+_STACKS: dict[str, Dash] = {"encoder": "solid", "decoder": "dash", "": "solid"}
 _SYMBOLS: dict[str, tuple[Symbol, Symbol]] = {  # filled, and open for a finite c
     "encoder": ("circle", "open circle"),
     "decoder": ("diamond", "open diamond"),
+    "": ("circle", "open circle"),
 }
 
 
@@ -47,9 +48,7 @@ def depth_panel(run: RunTable, limits: Sequence[str]) -> Panel:
     for metric, layers in found.items():
         errors = run.matching(f"{metric}_stderr", LAYER)
         for stack in _STACKS:
-            members = ordered_layers(
-                {s: one for s, one in layers.items() if s.startswith(f"{stack}/")}
-            )
+            members = ordered_layers({s: one for s, one in layers.items() if stack_of(s) == stack})
             values = np.array([one.at(last) for one in members.values()])
             if not np.isfinite(values).any():
                 continue
@@ -102,7 +101,7 @@ def _line(
     return Line(
         places,
         values,
-        f"{stack}, {COSINES[metric]}",
+        f"{stack}, {COSINES[metric]}" if stack else COSINES[metric],
         _COLOURS[metric],
         "none" if finite else _STACKS[stack],
         _SYMBOLS[stack][finite],

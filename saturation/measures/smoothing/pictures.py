@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
-from saturation.measures.smoothing.words import STACKS, depth
+from saturation.measures.smoothing.words import depth
 from saturation.plots.colours import BLACK, BLUE, GREY, VERMILION, shades
 from saturation.plots.panels import Axis, Dash, Line, Mark, Panel, Picture, Rule, Symbol
-from saturation.plots.series import RunTable, evenly, on_steps
+from saturation.plots.series import STACKS, RunTable, evenly, titled
 
 CHECKPOINTS_SHOWN = 4
 READS = (
@@ -44,11 +44,13 @@ def pictures(run: RunTable) -> Iterator[Picture]:
 
 def compared(run: RunTable) -> Iterator[tuple[str, Line, Axis, str]]:
     """Yield (title, line, axis, what it is) of the number by which runs are compared."""
-    found = list(run.matching("token_cosine", "encoder/final").values())
-    if found:
-        steps, values = on_steps(found)
-        says = "`token_cosine` behind the encoder's last norm."
-        yield "Token similarity", Line(steps, values[0]), Axis("mean cosine"), says
+    for stack in STACKS[::2]:
+        states = depth(run, stack, "token_cosine")
+        if states:
+            of_last = next(reversed(states.values()))
+            steps, values = np.array(list(of_last)), np.array(list(of_last.values()))
+            says = f"`token_cosine` at the end of the {stack or 'model'}."
+            yield "Token similarity", Line(steps, values), Axis("mean cosine"), says
 
 
 def stack_panels(run: RunTable, stack: str) -> Iterator[Panel]:
@@ -61,7 +63,7 @@ def stack_panels(run: RunTable, stack: str) -> Iterator[Panel]:
         values, error = (by_depth(run, stack, f"{metric}{end}", last) for end in ("", "_stderr"))
         marks.append(_with_bars(names, values, error, name, colour, dash, "circle"))
     says = "Mean over pairs: `token_cosine`, `token_cosine_abs`, `token_cosine_centred`."
-    title = f"{stack}: cosine at step {last:,}"
+    title = titled(stack, f"cosine at step {last:,}")
     yield Panel(title, marks, Axis("mean over pairs of tokens"), axis, says)
     yield ratios(run, stack, axis)
     yield changes(run, stack, last, axis)
@@ -72,7 +74,7 @@ def stack_panels(run: RunTable, stack: str) -> Iterator[Panel]:
         )
         for (state, at), colour in zip(states.items(), shades(len(states)), strict=True)
     ]
-    title = f"{stack}: HFC/LFC by step"
+    title = titled(stack, "HFC/LFC by step")
     yield Panel(title, lines, Axis("HFC/LFC: low is alike", "log"), says="`hfc_lfc`.")
 
 
@@ -84,7 +86,7 @@ def ratios(run: RunTable, stack: str, axis: Axis) -> Panel:
              symbol="circle")
         for step, colour in zip(steps, reversed(shades(len(steps))), strict=True)
     ]  # fmt: skip
-    title = f"{stack}: HFC/LFC by depth"
+    title = titled(stack, "HFC/LFC by depth")
     return Panel(title, lines, Axis("HFC/LFC: low is alike", "log"), axis, "`hfc_lfc`.")
 
 
@@ -101,7 +103,7 @@ def changes(run: RunTable, stack: str, step: int, axis: Axis) -> Panel:
                 _with_bars(places, values[kept], error[kept], name, colour, "none", symbol)
             )
     says = "`forecast_change`, `measured_change` and `onward_change`; above 0 tokens part."
-    title = f"{stack}: change a layer, step {step:,}"
+    title = titled(stack, f"change a layer, step {step:,}")
     return Panel(title, marks, Axis("change of ln(HFC/LFC)"), axis, says)
 
 

@@ -8,9 +8,8 @@ import numpy as np
 
 from saturation.measures.words import DOVONON, Term, Words
 from saturation.plots.panels import Table
-from saturation.plots.series import RunTable
+from saturation.plots.series import STACKS, RunTable, in_stack
 
-STACKS = ("encoder", "decoder")
 _COLUMNS = {  # {heading: (metric, format)}
     "cos": ("token_cosine", ".2f"),
     "|cos|": ("token_cosine_abs", ".2f"),
@@ -176,7 +175,7 @@ def depth(run: RunTable, stack: str, metric: str) -> dict[str, Mapping[int, floa
 
     States are named `embedding`, `layers_0`, …, `final`; those without the metric are left out.
     """
-    found = run.matching(metric, rf"{stack}/(embedding|layers_\d+|final)")
+    found = run.matching(metric, in_stack(stack, r"(embedding|layers_\d+|final)"))
 
     def place(scope: str) -> float:
         name = scope.rpartition("/")[2]
@@ -206,7 +205,7 @@ def holds_from(run: RunTable, stack: str, step: int) -> int | None:
 
 def tables(run: RunTable) -> Sequence[Table]:
     """Return the states of the last checkpoint, and from where on the forecast holds."""
-    similar = run.matching("token_cosine", r"(encoder|decoder)/embedding")
+    similar = run.matching("token_cosine", r"((encoder|decoder)/)?embedding")
     if not similar:
         return []
     step = max(int(series.steps[-1]) for series in similar.values())
@@ -218,7 +217,7 @@ def tables(run: RunTable) -> Sequence[Table]:
                 format(values[state][step], shown) if step in values.get(state, {}) else "-"
                 for values, shown in columns
             ]
-            rows.append((f"{stack}/{state}", *cells))
+            rows.append((in_stack(stack, state), *cells))
         if depth(run, stack, "hfc_lfc"):
             said.append(say_holds(run, stack, step))
     return [Table((f"tokens at step {step:,}", *_COLUMNS), rows, notes=said)]
@@ -227,11 +226,11 @@ def tables(run: RunTable) -> Sequence[Table]:
 def say_holds(run: RunTable, stack: str, step: int) -> str:
     """Return the sentence on from which layer on the forecast holds."""
     if not _agreements(run, stack, step):
-        return f"In the {stack} no layer has a clear forecast."
+        return f"In the {stack or 'model'} no layer has a clear forecast."
     first = holds_from(run, stack, step)
     if first is None:
-        return f"In the {stack} the forecast does not hold up to the last layer."
-    return f"In the {stack} the forecast has the right sign from layer {first} on."
+        return f"In the {stack or 'model'} the forecast does not hold up to the last layer."
+    return f"In the {stack or 'model'} the forecast has the right sign from layer {first} on."
 
 
 def guide(run: RunTable) -> Sequence[str]:

@@ -9,10 +9,18 @@ import pandas as pd
 from jaxtyping import Complex128, Int
 
 from saturation.plots.panels import Axis, Dots, HeatMap, Line, Mark, Panel, Picture, Region, Rule
-from saturation.plots.series import RunTable, evenly, layer_medians, on_steps, quartiles
+from saturation.plots.series import (
+    RunTable,
+    evenly,
+    in_stack,
+    layer_medians,
+    on_steps,
+    quartiles,
+    titled,
+)
 from saturation.plots.spread import spread_panel
 
-KINDS = {"encoder": "attention", "decoder": "self_attention"}
+KINDS = {"encoder": "attention", "decoder": "self_attention", "": "attention"}
 MOST_LAYERS = 4  # of a stack, in planes of their own
 COLUMNS = 4
 MOST_DOTS = 4000  # of a plane: as many as can be told apart
@@ -96,13 +104,15 @@ def stack_plane(run: RunTable, stack: str) -> Panel:
     """Return the eigenvalues of all of a stack's layers at their last step."""
     layers = layers_of(run, stack)
     step = max(eigenvalue_rows(run, stack)["step"].tolist())
-    return _plane(run, stack, layers, step, f"{stack}: eigenvalues of self-attention", False)
+    return _plane(run, stack, layers, step, titled(stack, "eigenvalues of self-attention"), False)
 
 
 def layer_plane(run: RunTable, stack: str, layer: int) -> Panel:
     """Return the eigenvalues of one layer at its last step."""
     rows = eigenvalue_rows(run, stack, layer)
-    return _plane(run, stack, [layer], max(rows["step"].tolist()), f"{stack} layer {layer}", True)
+    return _plane(
+        run, stack, [layer], max(rows["step"].tolist()), f"{stack} layer {layer}".strip(), True
+    )
 
 
 def _plane(
@@ -136,7 +146,7 @@ def layers_of(run: RunTable, stack: str) -> list[int]:
 def eigenvalue_rows(run: RunTable, stack: str, layer: int | None = None) -> pd.DataFrame:
     """Return the rows of `load_vectors` for a stack's self-attention, or for one layer's."""
     number = r"\d+" if layer is None else str(layer)
-    pattern = rf"{stack}/layers_{number}/{KINDS[stack]}/head_\d+"
+    pattern = in_stack(stack, rf"layers_{number}/{KINDS[stack]}/head_\d+")
     return run.eigenvalues.loc[run.eigenvalues["scope"].str.fullmatch(pattern)]
 
 
@@ -150,8 +160,12 @@ def effective(
     rows = eigenvalue_rows(run, stack, layer)
     rows = rows[rows["step"] == step]
     real, imaginary = (np.concatenate([[], *rows[part]]) for part in ("real", "imaginary"))
+    if not len(real):  # what heads add is normalised behind W_O, so that only H without g is known
+        parts = ("real_unscaled", "imaginary_unscaled")
+        real, imaginary = (np.concatenate([[], *rows[part]]) for part in parts)
+    # The norms of other models than T5 divide by other numbers, or there is none before the values.
     before = f"{stack}/layers_{layer - 1}" if layer else f"{stack}/embedding"
-    rms = run.series("token_rms", before)
+    rms = run.series("token_rms", before) if stack else None
     scale = np.nan if rms is None else rms.at(step)
     known = bool(np.isfinite(scale))
     return (real + 1j * imaginary) / (scale if known else 1.0), known
