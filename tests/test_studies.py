@@ -88,7 +88,7 @@ def test_one_file_and_one_line_give_every_output(toy, tmp_path, monkeypatch, cap
     assert call(monkeypatch, "toy", "--seeds", 2, "--seed", 5, "--full", "--out", out) == 0
     printed = capsys.readouterr()
     assert toy.SIMULATED == [(100, 5), (100, 6), (400, 5)]
-    assert "Simulating: 3 of 3 parts" in printed.err
+    assert "Simulating toy: 3 of 3 parts" in printed.err
     pictures = [f"draws{size}.{kind}" for size in (100, 400) for kind in ("png", "pdf")]
     wanted = ["claims.csv", "table.parquet", *pictures, "summary.txt", "page.html"]
     assert printed.out.splitlines()[-len(wanted) :] == [str(out / name) for name in wanted]
@@ -208,6 +208,17 @@ def test_a_claim_agrees_within_its_bounds_and_a_control_beyond_them(
 def test_a_simulation_that_gives_too_few_parts_is_found(toy) -> None:
     with pytest.raises(ValueError, match="zip"):
         replace(toy.STUDY, simulate=lambda size, seeds: iter(())).run()
+
+
+def test_all_studies_are_run_or_every_nth_of_them(toy, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("saturation.studies.STUDIES", {"toy": "toy_study", "other": "toy_study"})
+    assert call(monkeypatch, "--all", "--seeds", 1, "--out", tmp_path / "all") == 0
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {"toy", "other"}
+    shard = ("--all", "--seeds", 1, "--shard", "1/2", "--out", tmp_path / "half")
+    assert call(monkeypatch, *shard) == 0
+    assert [path.name for path in (tmp_path / "half").iterdir()] == ["other"]
+    assert call(monkeypatch, "toy", "--all", "--out", tmp_path) == 2
+    assert "give either a NAME or --all" in capsys.readouterr().err
 
 
 def test_what_cannot_be_done_is_said_in_one_sentence(toy, tmp_path, monkeypatch, capsys) -> None:

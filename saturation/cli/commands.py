@@ -235,28 +235,42 @@ def run_study(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The first; others follow it.")] = 0,
     full: Annotated[bool, typer.Option("--full", help="Take the larger settings too.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Run all studies, each into a folder of its name in DIR.")
+    ] = False,
+    shard: Annotated[
+        str,
+        typer.Option("--shard", metavar="I/N", help="With --all: every Nth study, from the Ith."),
+    ] = "0/1",
 ) -> None:
     """Test a paper's claims in simulation, beside controls that must miss; exit 1 if any fails."""
     from saturation.studies import STUDIES, about, find_study
 
-    if name is None:
+    if every == (name is not None):
+        if every:
+            raise typer.BadParameter("give either a NAME or --all")
         for study in STUDIES:
             title, paper = about(study)
             say(f"{study:24}{title}\n{'':24}{paper}")
         return
-    found = find_study(name)
+    if name is not None:
+        find_study(name)  # before anything else is asked for
     if out is None:
         raise typer.BadParameter("give --out DIR")
+    from saturation.runs.plan import Shard
     from saturation.studies.base import Settings
     from saturation.studies.output import study_text, write_study
 
-    settings = Settings(seeds, seed, full, out)
-    with stop_requested() as stop, progress_of("Simulating", "parts") as progress:
-        result = found.run(settings, progress, stop)
-    paths = write_study(result, out)
-    for line in (study_text(result), *paths):
-        say(line)
-    if result.failed:
+    part = Shard.parse(shard)
+    places = {name: out} if name else {one: f"{out.rstrip('/')}/{one}" for one in STUDIES}
+    failed = False
+    for study, place in [*places.items()][part.index :: part.count]:
+        with stop_requested() as stop, progress_of(f"Simulating {study}", "parts") as progress:
+            result = find_study(study).run(Settings(seeds, seed, full, place), progress, stop)
+        for line in (study_text(result), *write_study(result, place)):
+            say(line)
+        failed |= bool(result.failed)
+    if failed:
         raise typer.Exit(EXIT_FAILED)
 
 

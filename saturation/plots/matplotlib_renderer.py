@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Circle, Rectangle
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
 from saturation.plots.colours import BLUE, GREY
 from saturation.plots.matplotlib_style import WIDTH, log_values, shorten, step_axis, title
@@ -37,6 +37,8 @@ _SYMBOLS: Mapping[str, Any] = {
     "triangle": "^", "cross": "x", "dash": "_",
 }  # fmt: skip
 _MOST_CATEGORIES = 12  # that are named on an axis
+_FEW_PLACES = 6
+_MOST_LETTERS = 70  # of categories' names side by side
 _MOST_OF_A_KIND = 6  # that a legend names: of layers 0 to 23, say
 
 
@@ -156,9 +158,10 @@ def _heat_map(axes: Axes, heat: HeatMap) -> None:
         mesh = axes.pcolormesh(*edges, heat.values, cmap=heat.colours, vmin=low, vmax=high)
         axes.set_ylim(len(heat.rows), 0)
         shown = np.unique(np.linspace(0, count - 1, 5).astype(int))
-        names = [EngFormatter(sep="")(float(heat.steps[index])) for index in shown]
+        name = EngFormatter(sep="") if heat.steps[-1] >= 10 else "{:.2g}".format
+        names = [name(float(heat.steps[index])) for index in shown]
         axes.set_xticks(shown + 0.5, names)
-        axes.set_xlabel("training step, a column each", fontsize=9)
+        axes.set_xlabel(f"{heat.columns}, a column each", fontsize=9)
         bar = axes.figure.colorbar(mesh, ax=axes, pad=0.02)
         bar.set_label(as_mathtext(heat.label), fontsize=9)
         bar.ax.tick_params(labelsize=8)
@@ -249,10 +252,21 @@ def _horizontal(axes: Axes, panel: Panel) -> None:
             _step_axis(axes, panel.steps)
     elif axis.scale == "log":
         axes.set_xscale("log")
+        places = np.unique(np.concatenate([np.asarray(line.x) for line in panel.of(Line)] or [[]]))
+        if 0 < len(places) <= _FEW_PLACES:  # each of them says more than powers of ten
+            axes.set_xticks(places, [f"{place:g}" for place in places])
+            axes.xaxis.set_minor_formatter(NullFormatter())
+    elif axis.scale == "whole":
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     elif axis.scale == "categories":
         every = -(-len(axis.order) // _MOST_CATEGORIES)
         places = [*range(0, len(axis.order), every)]
-        axes.set_xticks(places, [axis.order[place] for place in places], fontsize=8)
+        names = [axis.order[place] for place in places]
+        axes.set_xticks(places, names, fontsize=8)
+        if sum(map(len, names)) > _MOST_LETTERS:
+            axes.tick_params(axis="x", labelrotation=25)
+            for label in axes.get_xticklabels():
+                label.set_horizontalalignment("right")
         axes.set_xlim(-0.3, len(axis.order) - 0.7)
     if axis.limits is not None:
         axes.set_xlim(*axis.limits)

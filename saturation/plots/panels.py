@@ -73,6 +73,7 @@ class HeatMap:
     Attributes:
         limits: of the colours; None: the values' own.
         colours: "viridis", or "RdBu" where the middle is special.
+        columns: what the steps are.
     """
 
     steps: Num[np.ndarray, " steps"]
@@ -81,6 +82,7 @@ class HeatMap:
     label: str
     limits: tuple[float, float] | None = None
     colours: Literal["viridis", "RdBu"] = "viridis"
+    columns: str = "training step"
 
     @property
     def reach(self) -> tuple[float, float] | None:

@@ -188,17 +188,18 @@ def _heat_map(found: go.Figure, heat: HeatMap) -> None:
             found.update_xaxes(range=list(heat.reach))
     else:
         low, high = heat.limits or (None, None)
+        unit = heat.columns.split()[-1]
         found.add_heatmap(
-            x=[f"{step:,}" for step in heat.steps],
+            x=[f"{step:,}" if float(step).is_integer() else f"{step:.3g}" for step in heat.steps],
             y=names,
             z=[numbers(row, _SHADE) for row in heat.values],
             zmin=low,
             zmax=high,
             colorscale=_COLOURS[heat.colours],
             colorbar=_bar(heat.label),
-            hovertemplate=f"%{{y}} at step %{{x}}: %{{z:{DIGITS}}}<extra></extra>",
+            hovertemplate=f"%{{y}} at {unit} %{{x}}: %{{z:{DIGITS}}}<extra></extra>",
         )
-        found.update_xaxes(type="category", nticks=9, title_text="training step, a column each")
+        found.update_xaxes(type="category", nticks=9, title_text=f"{heat.columns}, a column each")
     found.update_yaxes(
         type="category", autorange="reversed", showgrid=False, dtick=-(-len(names) // MOST_ROWS)
     )
@@ -293,6 +294,8 @@ def _horizontal(found: go.Figure, panel: Panel) -> None:
         _step_axis(found, panel.steps)
     elif axis.scale == "log":
         found.update_xaxes(type="log", **_LOG_TICKS)
+    elif axis.scale == "whole":
+        found.update_xaxes(dtick=1, tick0=0)
     elif axis.scale == "categories":
         order = list(axis.order)
         found.update_xaxes(type="category", categoryorder="array", categoryarray=order,

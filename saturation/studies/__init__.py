@@ -16,6 +16,18 @@ if TYPE_CHECKING:
 STUDIES = {  # {name: the module whose STUDY it is}
     "scan-snap": "saturation.studies.scan_snap.study",
     "oversmoothing": "saturation.studies.oversmoothing",
+    "in-context-gd": "saturation.studies.in_context_gd",
+    "looped-transformers": "saturation.studies.looped_transformers",
+    "benign-overfitting": "saturation.studies.benign_overfitting",
+    "low-rank-sparse": "saturation.studies.low_rank_sparse",
+    "regression-mixtures": "saturation.studies.regression_mixtures",
+    "agentic-transformer": "saturation.studies.agentic_transformer",
+    "adversarial-bias": "saturation.studies.adversarial_bias",
+    "tracin": "saturation.studies.tracin.study",
+    "leader-gd": "saturation.studies.leader_gd",
+    "frequency-principle": "saturation.studies.frequency_principle",
+    "learned-initialisation": "saturation.studies.learned_initialisation",
+    "energy-view": "saturation.studies.energy_view",
 }
 
 

@@ -1,0 +1,1 @@
+"""Influence of training examples (Pruthi et al. 2020)."""
