@@ -22,7 +22,6 @@ import numpy as np
 from saturation.attention import tempered_softmax
 from saturation.limit import saturate, scale_parameters
 from saturation.models import T5, T5Config
-from saturation.models.forwards import ModelOutputs
 from saturation.text.beside import vocabulary_beside
 from saturation.text.sequences import read_tokens
 from saturation.trajectory.trajectory import open_trajectory
@@ -41,7 +40,7 @@ def mean_positions(config: T5Config, params, encoder, decoder) -> dict[tuple[str
     paths = [path for path in config.attention_names() if path.endswith("/self_attention")]
 
     def scores_of(params):
-        taps = ModelOutputs(config, params, encoder, decoder).taps(params, attention_weights=True)
+        _, taps = T5(config).apply({"params": params}, encoder, decoder, attention_weights=True)
         return [taps[f"{path}/scores"] for path in paths]
 
     def means(counts) -> np.ndarray:

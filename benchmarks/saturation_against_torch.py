@@ -40,11 +40,12 @@ def write(folder: Path, size: str, seed: int) -> None:
     from flax.linen import unbox
     from flax.traverse_util import flatten_dict
 
-    from saturation.measures.base import expand_wildcards
     from saturation.measures.saturation.measure import SATURATION
     from saturation.models import T5, T5Config
-    from saturation.models.forwards import ModelOutputs
+    from saturation.runs.activations import observe_arrays
     from saturation.runs.reduce import enable_x64
+    from saturation.runs.settings import ActivationSettings
+    from saturation.text.sequences import TokenBatch
 
     config = T5Config.published(size)
     tokens = zipf_tokens(32_000)
@@ -54,18 +55,13 @@ def write(folder: Path, size: str, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "weights.npz", **flatten_dict(jax.device_get(params), sep="/"))
 
-    @jax.jit
-    def observe(params, tokens):
-        return SATURATION.observe(ModelOutputs(config, params, tokens, tokens, SCALE))
-
-    total = {}
     with enable_x64(True):
-        wide = jax.tree.map(lambda p: p.astype("float64"), params)
-        for rows in np.split(tokens, SEQUENCES // 4):
-            for scope, sums in expand_wildcards(jax.device_get(observe(wide, rows))).items():
-                if "/head_" not in scope:
-                    summed = total.setdefault(scope, dict.fromkeys(sums, 0.0))
-                    total[scope] = {name: summed[name] + float(sums[name]) for name in sums}
+        wide = {
+            name: leaf.astype("float64") for name, leaf in flatten_dict(params, sep="/").items()
+        }
+    settings = ActivationSettings(TokenBatch(tokens, tokens, "Zipf"), 4, SCALE)
+    observed = observe_arrays(config, wide, (SATURATION,), settings)()[SATURATION.name]
+    total = {scope: sums for scope, sums in observed.items() if "/head_" not in scope}
     table = {
         scope: {
             name: float(value[0])

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.linen import unbox
+from flax.traverse_util import flatten_dict
 from interleaved import interleaved, ratio
 
 from saturation.limit import count_ties, saturate
@@ -39,8 +40,10 @@ from saturation.measures.homogeneity.measure import HOMOGENEITY
 from saturation.measures.means import cosine
 from saturation.measures.saturation.measure import SATURATION
 from saturation.models import T5, T5Config
-from saturation.models.forwards import ModelOutputs
+from saturation.runs.activations import observe_arrays
 from saturation.runs.reduce import enable_x64
+from saturation.runs.settings import ActivationSettings
+from saturation.text.sequences import TokenBatch
 
 BOTH = ("attention", "parameter")
 MEASURES = {  # name: (measure, what it compares with, terms)
@@ -128,18 +131,16 @@ def measures(
 ) -> Candidates:
     """Whole measures of one batch, as the driver takes them."""
 
-    def measured(params, measure, compared, terms):
-        return measure.observe(
-            ModelOutputs(config, params, tokens, tokens, 1000.0, terms, compared)
+    arrays = flatten_dict(params, sep="/")
+    found = {}
+    for name, (measure, compared, terms) in which.items():
+        settings = ActivationSettings(
+            TokenBatch(tokens, tokens, "made"), len(tokens), terms=terms, limits=compared
         )
-
-    with enable_x64(True):
-        return {
-            f"measure_{name}": compiled(
-                partial(measured, measure=measure, compared=compared, terms=terms), params
-            )
-            for name, (measure, compared, terms) in which.items()
-        }
+        observe, begun = observe_arrays(config, arrays, (measure,), settings), time.perf_counter()
+        observe()
+        found[f"measure_{name}"] = observe, {"first_call_s": time.perf_counter() - begun}
+    return found
 
 
 def costlier(config: T5Config, params: Any, tokens: np.ndarray) -> Candidates:
@@ -247,7 +248,7 @@ def main() -> None:
         in_forwards |= {name: ratio(timed, name, "ordinary") for name in timed}
         in_cpu |= {name: ratio(timed, name, "ordinary", "cpu_all_s") for name in timed}
         del found
-    operations = {name: each["gigaflops"] for name, each in facts_compiled.items()}
+    operations = {n: each["gigaflops"] for n, each in facts_compiled.items() if "gigaflops" in each}
     facts = {
         "model": arguments.size,
         "batch": arguments.batch,

@@ -17,27 +17,20 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the command line does
 
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
-from interleaved import interleaved, ratio
-from jax.extend.core import jaxprs_in_params
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from saturation.measures.smoothing.measure import SMOOTHING
-from saturation.models import T5Config
-from saturation.models.forwards import ModelOutputs
-from saturation.runs.reduce import enable_x64
-
-Program = Callable[..., Any]
+from saturation.models import T5, T5Config
+from saturation.runs.activations import observe_arrays
+from saturation.runs.settings import ActivationSettings
+from saturation.text.sequences import TokenBatch
 
 
 def random_t5(config: T5Config) -> dict[str, Any]:
@@ -53,33 +46,20 @@ def random_t5(config: T5Config) -> dict[str, Any]:
     return unflatten_dict(flat, sep="/")
 
 
-def programs(config: T5Config, joint: int = 0) -> dict[str, Program]:
-    """The forward pass with all taps, and the same with the measure, `joint` sequences iterated."""
+def programs(config: T5Config, params: Any, tokens: np.ndarray, joint: int = 0) -> dict[str, Any]:
+    """The forward pass with all taps, and the measure, `joint` sequences iterated."""
+    batch = TokenBatch(tokens, tokens, "made")
+    settings = ActivationSettings(batch, len(tokens), joint_sequences=joint)
 
-    def forward(params, encoder, decoder):
-        return ModelOutputs(config, params, encoder, decoder).at_temperature_one
+    @jax.jit
+    def forward(params):
+        return T5(config).apply({"params": params}, tokens, tokens, attention_weights=True)[1]
 
-    def both(params, encoder, decoder):
-        # By name and only where asked for: the versions before had no such argument.
-        asked = {"iterated": np.arange(len(encoder)) < joint} if joint else {}
-        forwards = ModelOutputs(config, params, encoder, decoder, **asked)
-        return forwards.at_temperature_one, SMOOTHING.observe(forwards)
-
-    return {"forward": jax.jit(forward), "with_smoothing": jax.jit(both)}
-
-
-def products(jaxpr: Any) -> float:
-    """Floating-point operations of the matrix products in a program, calls and loops entered."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            inner = float(np.prod([left[axis] for axis in contracted]))
-            total += 2 * inner * float(np.prod(equation.outvars[0].aval.shape))
-        for called in jaxprs_in_params(equation.params):
-            total += products(called) * equation.params.get("length", 1)
-    return total
+    arrays = flatten_dict(params, sep="/")
+    return {
+        "forward": lambda: jax.block_until_ready(forward(params)),
+        "smoothing": observe_arrays(config, arrays, (SMOOTHING,), settings),
+    }
 
 
 def inputs(arguments: argparse.Namespace) -> tuple[T5Config, Any, np.ndarray]:
@@ -90,52 +70,6 @@ def inputs(arguments: argparse.Namespace) -> tuple[T5Config, Any, np.ndarray]:
     return config, jax.device_put(random_t5(config)), tokens
 
 
-def serve(arguments: argparse.Namespace) -> None:
-    """Run the pass once for every line on stdin, and print a line after it."""
-    config, params, tokens = inputs(arguments)
-    with enable_x64(True), jax.default_matmul_precision("highest"):
-        program = programs(config, arguments.joint_sequences)["with_smoothing"]
-        for _ in sys.stdin:
-            jax.block_until_ready(program(params, tokens, tokens))
-            print("done", flush=True)
-
-
-def against(arguments: argparse.Namespace) -> None:
-    """Time another tree's pass and this one's, in turns."""
-    here = Path(__file__).resolve().parents[1]
-    asked = {"before": (arguments.against, 0), "now": (here, 0)}
-    if arguments.joint_sequences:
-        asked["now_joint"] = (here, arguments.joint_sequences)
-    sizes = [f"--{name}={getattr(arguments, name)}" for name in ("size", "sequences", "length")]
-    children = {
-        name: subprocess.Popen(
-            [sys.executable, __file__, "--serve", f"--joint-sequences={joint}", *sizes],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(tree)},
-        )
-        for name, (tree, joint) in asked.items()
-    }
-
-    def turn(child: subprocess.Popen[str]) -> None:
-        child.stdin.write("\n")
-        child.stdin.flush()
-        if child.stdout.readline() != "done\n":
-            raise SystemExit("A pass failed; its error is above.")
-
-    timed = interleaved({n: lambda c=c: turn(c) for n, c in children.items()}, arguments.repeats)
-    for child in children.values():
-        child.stdin.close()
-        child.wait()
-    ratios = {name: ratio(timed, name, "before") for name in asked if name != "before"}
-    print(json.dumps({
-        "size": arguments.size, "sequences": arguments.sequences, "length": arguments.length,
-        "cores": os.cpu_count(), "load": os.getloadavg()[0],
-        "median_s": {name: each["median_s"] for name, each in timed.items()}, "ratio": ratios,
-    }))  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="t5-base", help="a published T5, such as t5-small")
@@ -143,48 +77,34 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--joint-sequences", type=int, default=0)
-    parser.add_argument("--against", metavar="TREE", help="a checkout of another version")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.serve:
-        serve(arguments)
-    elif arguments.against:
-        against(arguments)
-    else:
-        beside_forward(arguments)
-
-
-def beside_forward(arguments: argparse.Namespace) -> None:
-    """Time the forward pass with and without the measure, and print both."""
     config, params, tokens = inputs(arguments)
     shape = tokens.shape
     times: dict[str, list[float]] = {}
-    compiling, flops = {}, {}
-    with enable_x64(True), jax.default_matmul_precision("highest"):
-        jitted = programs(config, arguments.joint_sequences)
-        for name, program in jitted.items():
-            flops[name] = products(jax.make_jaxpr(program)(params, tokens, tokens).jaxpr)
-            begun = time.perf_counter()
-            jax.block_until_ready(program(params, tokens, tokens))
-            compiling[name] = time.perf_counter() - begun
-        for _ in range(arguments.repeats):
-            for name, program in jitted.items():
+    compiling = {}
+    with jax.default_matmul_precision("highest"):
+        ready = programs(config, params, tokens, arguments.joint_sequences)
+        for turn in range(arguments.repeats + 1):
+            for name, program in ready.items():
                 begun = time.perf_counter()
-                jax.block_until_ready(program(params, tokens, tokens))
-                times.setdefault(name, []).append(time.perf_counter() - begun)
+                program()
+                seconds = time.perf_counter() - begun
+                if turn:
+                    times.setdefault(name, []).append(seconds)
+                else:
+                    compiling[name] = seconds
     ratio = statistics.median(
-        both / forward
-        for forward, both in zip(times["forward"], times["with_smoothing"], strict=True)
+        measured / forward
+        for forward, measured in zip(times["forward"], times["smoothing"], strict=True)
     )
     print(json.dumps({
         "size": arguments.size, "sequences": shape[0], "length": shape[1],
         "device": jax.devices()[0].device_kind, "cores": os.cpu_count(), "load": os.getloadavg()[0],
-        "seconds": times, "first_call_seconds": compiling, "products": flops, "ratio": ratio,
+        "seconds": times, "first_call_seconds": compiling, "ratio": ratio,
     }))  # fmt: skip
-    more = flops["with_smoothing"] / flops["forward"] - 1
     print(
-        f"smoothing adds {ratio - 1:.2f} forwards in time and {more:.3f} in matrix products to the "
-        f"one forward pass of a {arguments.size} on {shape[0]} sequences of {shape[1]} tokens."
+        f"smoothing takes {ratio:.2f} forwards in all of a {arguments.size} on {shape[0]} "
+        f"sequences of {shape[1]} tokens; one of them is the model as it is."
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from t5_reference import nested, random_parameters, random_tokens
 
 from saturation.checkpoints.base import Parameter
 from saturation.measures.base import STEP, ActivationMeasure, expand_wildcards
 from saturation.models import T5Config
-from saturation.models.forwards import ModelOutputs
+from saturation.models.outputs import Asked, outputs_of_stages
 from saturation.text.sequences import TokenBatch
 
 KEY_KINDS = np.array([1, 2, 1, 0, 2, 1, 2, 1, 0, 1, 2, 1], np.int8)  # of FORMS' 12 ids
@@ -46,42 +48,80 @@ def case(form="v1_0", seed=0, dtype=np.float32, scale=0.3, positions=True, **siz
     return config, flat, params, random_tokens(config, seed, **sizes)
 
 
-def forwards_of(config, params, encoder_tokens, decoder_tokens, scale=1000.0):
+def asked_of(config, encoder_tokens, decoder_tokens, **settings):
     """What any measure may ask for."""
+    tokens = {
+        "encoder": jax.numpy.asarray(encoder_tokens),
+        "decoder": jax.numpy.asarray(decoder_tokens),
+    }
     every = jax.numpy.ones(len(encoder_tokens), bool)
-    return ModelOutputs(
-        config, params, encoder_tokens, decoder_tokens, scale, key_kinds=KEY_KINDS, iterated=every
-    )
+    given = {"key_kinds": KEY_KINDS, "iterated": every} | settings
+    return Asked(config, tokens, config.valid_tokens(tokens), **given)
 
 
-def jitted(measure: ActivationMeasure, config: T5Config, traces: list | None = None):
-    """The measure's pass as the driver runs it, but for the scale, which is traced here."""
+def outputs_of(measures, asked, params):
+    """Each stage's outputs, with the forward passes that these measures need."""
+    needs = reduce(or_, (measure.needs(asked.limits, asked.scale) for measure in measures))
+    flat = flatten_dict(params, sep="/")
+    for _, outputs in outputs_of_stages(asked, flat, needs):
+        yield outputs
+
+
+def attentions_of(measures, config, params, tokens):
+    """Each attention's outputs, by its path."""
+    asked = asked_of(config, *tokens)
+    found = (outputs.attention for outputs in outputs_of(measures, asked, params))
+    return {each.attention.path: each for each in found if each is not None}
+
+
+def observe_stages(measures, asked, params):
+    """What each measure sees of all stages together: {measure: {scope: {name: array}}}."""
+    found = {measure.name: {} for measure in measures}
+    for outputs in outputs_of(measures, asked, params):
+        for measure in measures:
+            scopes = found[measure.name]
+            for scope, sums in measure.observe(outputs).items():
+                scopes[scope] = scopes.get(scope, {}) | sums
+    return found
+
+
+def completed(measure: ActivationMeasure, found):
+    """The statistics, as the driver makes them of what was observed."""
+    found = jax.device_get(found)
+    for last in (measure.on_host, measure.finish):
+        found = found if last is None else last(found)
+    return expand_wildcards({scope: measure.filled(sums) for scope, sums in found.items()})
+
+
+def jitted(measure: ActivationMeasure, config: T5Config, traces: list | None = None, **settings):
+    """What the measure sees, compiled in one piece; the driver compiles it stage by stage."""
 
     @partial(jax.jit, compiler_options=QUICK)
-    def observe(params, encoder_tokens, decoder_tokens, scale=1000.0):
+    def observe(params, encoder_tokens, decoder_tokens):
         if traces is not None:
             traces.append(None)
-        return measure.observe(forwards_of(config, params, encoder_tokens, decoder_tokens, scale))
+        asked = asked_of(config, encoder_tokens, decoder_tokens, **settings)
+        return observe_stages((measure,), asked, params)[measure.name]
 
     return observe
 
 
-def table(measure: ActivationMeasure, observed):
+def table(measure: ActivationMeasure, statistics):
     """{scope: {metric: float}} of one step."""
     return {
         scope: {
             metric: float(values[0])
             for metric, values in measure.metrics(
-                {name: np.asarray([value], np.float64) for name, value in statistics.items()}
+                {name: np.asarray([value], np.float64) for name, value in sums.items()}
                 | {STEP: np.zeros(1)}
             ).items()
         }
-        for scope, statistics in expand_wildcards(jax.device_get(observed)).items()
+        for scope, sums in statistics.items()
     }
 
 
-def observe_table(measure, config, params, tokens):
-    return table(measure, jitted(measure, config)(params, *tokens))
+def observe_table(measure, config, params, tokens, **settings):
+    return table(measure, completed(measure, jitted(measure, config, **settings)(params, *tokens)))
 
 
 def valid_rows(encoder, decoder):

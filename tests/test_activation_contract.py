@@ -1,7 +1,7 @@
 """What every measure of activations must keep: a new one is tested here the day it lands.
 
-All of them run in one jitted pass with x64 on and float32 parameters, as the driver runs them,
-compiled once for each shape.
+All of them run in one jitted pass through all stages, with x64 on and float32 parameters, compiled
+once for each shape. The driver runs the same stage by stage (`test_run_activations`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,18 @@ from functools import lru_cache, partial
 import jax
 import numpy as np
 import pytest
-from activation_cases import FORMS, QUICK, case, forwards_of
+from activation_cases import (
+    FORMS,
+    QUICK,
+    asked_of,
+    case,
+    completed,
+    observe_stages,
+)
 from t5_reference import nested
 
 from saturation.measures import MEASURES
-from saturation.measures.base import COMBINE, STEP, ActivationMeasure, expand_wildcards
+from saturation.measures.base import COMBINE, STEP, ActivationMeasure
 from saturation.runs.reduce import enable_x64
 from saturation.runtime.sharding import make_mesh, over_data, parameter_sharding
 
@@ -31,26 +38,23 @@ def x64(highest_precision):
         yield
 
 
-def observe_all(config, params, encoder_tokens, decoder_tokens, scale=1000.0):
-    forwards = forwards_of(config, params, encoder_tokens, decoder_tokens, scale)
-    return {measure.name: measure.observe(forwards) for measure in ACTIVATIONS}
-
-
 @lru_cache
 def compiled(form="v1_0"):
-    """The pass of every measure, jitted as the driver does it, but for the scale, traced here."""
+    """All that every measure sees, jitted in one piece."""
 
     @partial(jax.jit, compiler_options=QUICK)
-    def observe(params, encoder_tokens, decoder_tokens, scale=1000.0):
+    def observe(params, encoder_tokens, decoder_tokens):
         TRACES.append(form)
-        return observe_all(FORMS[form], params, encoder_tokens, decoder_tokens, scale)
+        asked = asked_of(FORMS[form], encoder_tokens, decoder_tokens)
+        return observe_stages(ACTIVATIONS, asked, params)
 
     return observe
 
 
 def taken_apart(found):
     """Every scope of every measure by its own name, as the driver has them."""
-    return {name: expand_wildcards(scopes) for name, scopes in jax.device_get(found).items()}
+    found = jax.device_get(found)
+    return {measure.name: completed(measure, found[measure.name]) for measure in ACTIVATIONS}
 
 
 @lru_cache
@@ -113,17 +117,25 @@ def assert_same(found, expected, rtol=1e-5):
 
 
 @measures
-@pytest.mark.parametrize("form", FORMS)
-def test_every_scope_has_every_statistic_at_once_from_shapes_alone(measure, form):
-    _, _, params, tokens = case(form, **LENGTHS)
-    found = jax.eval_shape(compiled(form), params, *tokens)[measure.name]
+def test_every_scope_has_every_statistic_at_once(measure):
+    """A number each, none left over, and none that `filled` does not know."""
+    found = observed()[measure.name]
     assert found
     for scope, statistics in found.items():
         assert set(statistics) == set(measure.statistics), scope
-        shapes = {leaf.shape for leaf in statistics.values()}
-        assert {len(shape) for shape in shapes} == {scope.count("*")}, scope
-        assert len(shapes) == 1, scope
+        assert {np.shape(each) for each in statistics.values()} == {()}, scope
     assert set(measure.statistics.values()) <= set(COMBINE)
+
+
+@measures
+@pytest.mark.parametrize("form", FORMS)
+def test_it_is_observed_from_shapes_alone(measure, form):
+    _, _, params, tokens = case(form, **LENGTHS)
+    found = jax.eval_shape(compiled(form), params, *tokens)[measure.name]
+    names = {name for sums in found.values() for name in sums}
+    assert names & set(measure.statistics)
+    if measure.on_host is None and measure.finish is None:
+        assert names <= set(measure.statistics)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +148,9 @@ def test_every_scope_has_every_statistic_at_once_from_shapes_alone(measure, form
 )
 def test_jit_is_eager(measure):
     config, _, params, tokens = case(**LENGTHS)
-    assert_same(
-        observed()[measure.name],
-        expand_wildcards(measure.observe(forwards_of(config, params, *tokens))),
-    )
+    asked = asked_of(config, *tokens)
+    found = observe_stages((measure,), asked, params)[measure.name]
+    assert_same(observed()[measure.name], completed(measure, found))
 
 
 def test_pure():
@@ -150,12 +161,12 @@ def test_pure():
     jax.tree.map(np.testing.assert_array_equal, (params, tokens), kept)
 
 
-def test_neither_a_second_batch_nor_another_scale_recompiles():
+def test_a_second_batch_does_not_recompile():
     _, _, params, tokens = case(**LENGTHS)
-    compiled()(params, *tokens, 1000.0)
+    compiled()(params, *tokens)
     traced = len(TRACES)
     _, _, params, tokens = case(seed=1, **LENGTHS)
-    compiled()(params, *tokens, 10.0)
+    compiled()(params, *tokens)
     assert len(TRACES) == traced > 0
 
 

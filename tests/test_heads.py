@@ -8,13 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from activation_cases import FORMS, case, observe_table, valid_rows
+from activation_cases import (
+    FORMS,
+    attentions_of,
+    case,
+    completed,
+    jitted,
+    observe_table,
+    valid_rows,
+)
 from t5_reference import nested, random_parameters, reference_t5
 
 from saturation.attention import tempered_softmax
 from saturation.measures.heads.measure import HEADS
 from saturation.measures.means import mean_and_error, sum_names, sums_over_sequences
-from saturation.models.forwards import ModelOutputs
+from saturation.models import T5
 from saturation.runs.reduce import enable_x64
 
 
@@ -89,20 +97,20 @@ def test_planted_ties_are_counted_though_a_cpu_breaks_them(heads, length):
 
     @jax.jit
     def observed(params):
-        made = ModelOutputs(config, params, *tokens)
-        limits = [made.parameter_limit[f"{path}/weights"] for path in paths]
-        return [made.attended_keys(path) for path in paths], limits
+        made = attentions_of((HEADS,), config, params, tokens)
+        limits = [made[path].limit_weights for path in paths]
+        return [made[path].attended_keys for path in paths], limits
 
     with enable_x64(True):
         as_is, in_limit = observed(params)
     copies = tokens[0][:, None, :] == tokens[0][:, :, None]  # which keys are copies of which
     for keys, limit in zip(as_is, in_limit, strict=True):
-        attended, limit_attended = np.asarray(keys.attended), np.asarray(limit.value) > 0
+        attended, limit_attended = np.asarray(keys.attended), np.asarray(limit.leading) > 0
         for b, h, q in np.ndindex(attended.shape[:3]):
             assert any((attended[b, h, q] == copy).all() for copy in copies[b])
             assert any((limit_attended[b, h, q] == copy).all() for copy in copies[b])
         assert not keys.undecided.any()
-        assert limit.valid.all()
+        assert limit.exists.all()
 
 
 def test_in_float32_scores_are_compared_to_the_bit_and_that_is_said():
@@ -114,9 +122,8 @@ def test_in_float32_scores_are_compared_to_the_bit_and_that_is_said():
 def test_the_limit_is_counted_where_it_is_asked_for():
     config, _, params, tokens = case(dtype=np.float64)
     with enable_x64(True):
-        found = jax.jit(
-            lambda p: HEADS.observe(ModelOutputs(config, p, *tokens, limits=("attention",)))
-        )(params)
+        observe = jitted(HEADS, config, limits=("attention",))
+        found = completed(HEADS, observe(params, *tokens))
     for statistics in found.values():
         assert (np.asarray(statistics["limit_queries"]) == 0).all()
 
@@ -176,9 +183,10 @@ def test_a_uniform_head_attends_half_of_the_length_under_a_causal_mask():
 def soft(config, params, tokens, temperature=1.0):
     @jax.jit
     def taps(params, temperature):
-        return ModelOutputs(config, params, *tokens).taps(
-            params, temperature, attention_weights=True
+        _, found = T5(config).apply(
+            {"params": params}, *tokens, temperature=temperature, attention_weights=True
         )
+        return found
 
     return taps(params, temperature)
 

@@ -19,7 +19,7 @@ from saturation.measures.homogeneity.measure import (
     homogeneity,
     local_degree,
 )
-from saturation.models.forwards import ModelOutputs
+from saturation.models import T5
 from saturation.runs.reduce import enable_x64
 
 GRID = (0.5, 1.0, 7.0, 300.0)
@@ -149,8 +149,9 @@ def test_repeated_tokens_leave_no_noise_in_the_local_degree(length, positions):
     params = nested({name: np.asarray(array) for name, array in flat.items()})
     rng = np.random.default_rng(length)
     tokens = tuple(rng.integers(1, 4, (3, length)).astype(np.int32) for _ in range(2))
-    forwards = ModelOutputs(config, params, *tokens)
-    values, slopes = jax.jit(lambda p: along_scale(forwards.taps, p, 1000.0))(forwards.wide_params)
+    wide = jax.tree.map(lambda p: jnp.asarray(p, float), params)
+    taps = lambda p: T5(config).apply({"params": p}, *tokens)[1]
+    values, slopes = jax.jit(lambda p: along_scale(taps, p, 1000.0))(wide)
     for scope in ("encoder/layers_0", "decoder/layers_0"):
         found = local_degree(values[scope], slopes[scope])
         np.testing.assert_allclose(found, 3.0, atol=1e-5)  # what c = 1000 itself leaves

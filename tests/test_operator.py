@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from activation_cases import QUICK, case, forwards_of
+from activation_cases import QUICK, attentions_of, case
 from scipy.optimize import linear_sum_assignment
 
 from saturation.measures.smoothing import operator as operators
 from saturation.measures.smoothing.forecast import forecast
-from saturation.measures.smoothing.measure import layer_arrays
+from saturation.measures.smoothing.measure import SMOOTHING, head_kernels
 from saturation.measures.smoothing.operator import ITERATIONS, freeze
 from saturation.measures.smoothing.similarity import hfc_lfc_stationary, token_cosine
 from saturation.measures.spectrum.measure import regime
@@ -108,15 +108,11 @@ def iterated(layer):
 @pytest.mark.parametrize("causal", [False, True])
 def test_one_step_is_what_the_self_attention_of_a_t5_adds(causal):
     config, _, params, tokens = case(dtype=np.float64, encoder_length=9, decoder_length=7)
-    forwards = forwards_of(config, params, *tokens)
-    stack, name = ("decoder", "self_attention") if causal else ("encoder", "attention")
-    path = f"{stack}/layers_0/{name}"
-    parts, state = layer_arrays(forwards, path), forwards.at_temperature_one[f"{stack}/embedding"]
-    valid = forwards.valid(f"{stack}/")
-    operator, start = freeze(
-        parts["weights"], parts["value"], parts["out"], state, valid, config.layer_norm_epsilon
-    )
-    expected = jnp.where(valid[..., None], state + parts["output"], 0)
+    path = "decoder/layers_0/self_attention" if causal else "encoder/layers_0/attention"
+    found = attentions_of((SMOOTHING,), config, params, tokens)[path]
+    weights, state, valid = found.weights.at_temperature_one, found.state, found.valid
+    operator, start = freeze(weights, *head_kernels(found), state, valid, config.layer_norm_epsilon)
+    expected = jnp.where(valid[..., None], state + found.output, 0)
     np.testing.assert_allclose(operator(start), expected, rtol=1e-12, atol=1e-12)
 
 

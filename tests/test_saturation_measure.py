@@ -10,15 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from activation_cases import FORMS, QUICK, case, observe_table, table, valid_rows
+from activation_cases import (
+    FORMS,
+    QUICK,
+    asked_of,
+    case,
+    completed,
+    jitted,
+    observe_table,
+    outputs_of,
+    table,
+    valid_rows,
+)
 from t5_reference import nested, read_hugging_face, reference_t5
 
 from saturation.errors import MeasureError
-from saturation.measures.base import expand_wildcards
 from saturation.measures.means import cosine
 from saturation.measures.saturation.measure import SATURATION
 from saturation.models import T5Config
-from saturation.models.forwards import ModelOutputs
 from saturation.runs.reduce import enable_x64
 from saturation.runs.settings import ActivationSettings
 
@@ -105,8 +114,9 @@ def test_states_at_1000_agree_with_the_golden_ones_in_float64(fixtures):
 
         @jax.jit
         def states(params):
-            forwards = ModelOutputs(config, params, *tokens, scale=1000.0)
-            return forwards.at_temperature_one, forwards.scaled
+            asked = asked_of(config, *tokens, scale=1000.0, limits=("scaled",))
+            found = [s for each in outputs_of((SATURATION,), asked, params) for s in each.states]
+            return {s.scope: s.model for s in found}, {s.scope: s.scaled(1000.0) for s in found}
 
         soft, scaled = jax.device_get(states(params))
     compared = 0
@@ -141,17 +151,13 @@ def test_states_beyond_float32_are_left_out_and_counted():
     config, _, params, tokens = case()
     encoder_valid, decoder_valid = valid_rows(*tokens)
 
-    @partial(jax.jit, compiler_options=QUICK)
-    def observe(scale):
-        return SATURATION.observe(ModelOutputs(config, params, *tokens, scale))
-
     for scale, excluded in ((1e3, False), (1e7, True)):
-        found = expand_wildcards(jax.device_get(observe(scale)))
+        observe = jitted(SATURATION, config, scale=scale, limits=("scaled",))
+        found = completed(SATURATION, observe(params, *tokens))
         for scope, valid in (("encoder/layers_0", encoder_valid), ("decoder/final", decoder_valid)):
             assert found[scope]["excluded_scaled"] == (valid.sum() if excluded else 0)
             assert found[scope]["cosine_scaled_tokens"] == (0 if excluded else valid.sum())
     metrics = SATURATION.metrics({k: np.array([v]) for k, v in found["encoder/layers_0"].items()})
-    assert metrics["excluded_parameter_limit"] == 0
     assert "cosine_scaled" not in metrics
     assert metrics["excluded_scaled"] == metrics["tokens"]
 
@@ -162,21 +168,22 @@ def test_tokens_without_a_parameter_limit_are_left_out_and_counted():
 
     @partial(jax.jit, compiler_options=QUICK)
     def observe(params):
-        forwards = ModelOutputs(config, params, *tokens)
-        limits = forwards.parameter_limit
-        limit = limits["encoder/layers_0"]
-        absent = (jnp.zeros(limit.valid.shape, bool)).at[0, 1, 2].set(True)
-        forwards.__dict__["parameter_limit"] = limits | {
-            "encoder/layers_0": dataclasses.replace(
-                limit,
-                value=jnp.where(absent, jnp.nan, limit.value),
-                valid=limit.valid & ~absent,
-            )
-        }
-        return SATURATION.observe(forwards)
+        asked, found = asked_of(config, *tokens, limits=("parameter",)), {}
+        for outputs in outputs_of((SATURATION,), asked, params):
+            states = tuple(map(planted, outputs.states))
+            found |= SATURATION.observe(dataclasses.replace(outputs, states=states))
+        return found
+
+    def planted(state):
+        if state.scope != "encoder/layers_0":
+            return state
+        limit = state.limit
+        exists = limit.exists.at[0, 1].set(False)
+        leading = limit.leading.at[0, 1, 2].set(jnp.nan)
+        return dataclasses.replace(state, of_limit=limit._replace(leading=leading, exists=exists))
 
     with enable_x64(True):
-        found = table(SATURATION, observe(params))
+        found = table(SATURATION, completed(SATURATION, observe(params)))
     assert found["encoder/layers_0"]["excluded_parameter_limit"] == 1
     assert np.isfinite(found["encoder/layers_0"]["cosine_parameter_limit"])
     assert found["encoder/final"]["excluded_parameter_limit"] == 0
@@ -192,18 +199,11 @@ def test_tokens_without_a_parameter_limit_are_left_out_and_counted():
 )
 def test_what_is_not_asked_for_is_not_computed(limits, metrics):
     config, _, params, tokens = case()
-    made = []
-
-    @partial(jax.jit, compiler_options=QUICK)
-    def observe(params):
-        made.append(ModelOutputs(config, params, *tokens, limits=limits))
-        return SATURATION.observe(made[0])
-
-    found = table(SATURATION, observe(params))
-    [forwards] = made
-    computed = {"attention_limit", "parameter_limit", "scaled"} & set(vars(forwards))
-    assert computed == {limit.replace("attention", "attention_limit").replace(
-        "parameter", "parameter_limit") for limit in limits}  # fmt: skip
+    found = observe_table(SATURATION, config, params, tokens, limits=limits)
+    needs = SATURATION.needs(limits, 1000.0)
+    assert needs.attention == ("attention" in limits)
+    assert needs.parameter == ("parameter" in limits)
+    assert needs.scales == ({1000.0} if "scaled" in limits else set())
     errors = {f"{name}_stderr" for name in metrics if name.startswith("cosine")}
     assert set(found["encoder/layers_0"]) == {"tokens", *metrics, *errors}
     heads = {"tokens", "total_variation", "total_variation_stderr"}

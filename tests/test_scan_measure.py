@@ -30,11 +30,10 @@ from saturation.measures.scan.measure import (
     by_distance,
     distance_cells,
 )
-from saturation.models.forwards import ModelOutputs
-from saturation.runs import activations as run_activations
 from saturation.runs.activations import observe_checkpoint
 from saturation.runs.reduce import enable_x64
 from saturation.runs.settings import ActivationSettings, read_settings
+from saturation.runs.stage_pass import StagePass
 from saturation.text.sequences import TokenBatch
 
 HEAD = "encoder/layers_0/attention/head_0"
@@ -208,7 +207,7 @@ def test_without_a_corpus_or_with_one_of_another_vocabulary_it_says_so():
     checkpoint, tokens = checkpoint_and_tokens()
     config, _, params, made = case()
     with pytest.raises(MeasureError, match="was given no key_kinds"):
-        ModelOutputs(config, params, *made).kinds_of_keys("encoder/layers_0/attention")
+        observe_table(SCAN, config, params, made, key_kinds=None)
     corpus = TokenBatch(*(np.array([[1, 40]], np.int32),) * 2, "corpus.txt")
     with pytest.raises(MeasureError, match=r"corpus.txt has token 40, and the model in made has"):
         ActivationSettings(tokens, corpus=corpus).refuse_other_models(checkpoint.parameters, "made")
@@ -219,16 +218,17 @@ def test_a_run_is_resumed_joined_by_other_measures_and_refused_with_another_corp
 ):
     steps = iter((0, 10, 0, 10))
 
-    def observe_made(one_pass, parameters, measures, settings, *_):
+    def observe_made(one_pass, parameters, *_):
         step = next(steps)
+        list(parameters)
         profile = {"common_at_7": 1 - step / 10, "distinct_at_7": step / 10}
         made = {name: values[0] for name, values in statistics([profile], [1.0]).items()}
         return {
             m.name: {HEAD: {n: np.asarray(made.get(n, 1.0)) for n in m.statistics}}
-            for m in measures
+            for m in one_pass.measures
         }
 
-    monkeypatch.setattr(run_activations, "observe", observe_made)
+    monkeypatch.setattr(StagePass, "observe", observe_made)
     trajectory = saturation.open_trajectory(write_trajectory(tmp_path / "t", (0, 10), vocab=12))
     _, tokens = checkpoint_and_tokens()
     other = TokenBatch(*(np.array([[1, 2], [1, 2]], np.int32),) * 2, "other")

@@ -16,20 +16,36 @@ import jax.numpy as jnp
 import numpy as np
 
 from saturation.errors import LimitError
+from saturation.limit.carried import Expansion, is_expansion
 from saturation.limit.interpreter import SeriesInterpreter, constant
 from saturation.limit.masks import MASK_BELOW
 from saturation.limit.parameters import check_parameters
-from saturation.limit.result import Limit, limit_of
+from saturation.limit.result import Limit
 from saturation.limit.series import Constant, PowerSeries, Value
 from saturation.limit.tally import TieReport
 
-__all__ = ["Limit", "TieReport", "count_ties", "saturate", "scale_parameters", "tie_report"]
+__all__ = [
+    "Expansion",
+    "Limit",
+    "TieReport",
+    "count_ties",
+    "saturate",
+    "scale_parameters",
+    "tie_report",
+]
 
 
 def saturate(
-    fn: Callable[..., Any], terms: int = 4, mask_below: float | None = MASK_BELOW
+    fn: Callable[..., Any],
+    terms: int = 4,
+    mask_below: float | None = MASK_BELOW,
+    *,
+    expansions: bool = False,
 ) -> Callable[..., Any]:
     """Return the function that gives the exact parameter limit of `fn`.
+
+    Limits compose: an argument may be an `Expansion` of what another function made of the same
+    growing parameters, and the result of g of it is that of g ∘ f.
 
     Args:
       fn: any JAX function of (params, *args). Every floating leaf of `params` is scaled by c;
@@ -38,10 +54,12 @@ def saturate(
         shared; 4 is the least that sees T5's relative bias.
       mask_below: numbers ≤ this (and ≥ its negative) that do not grow stand for −∞ (and ∞) where
         they meet what does: finite masks. None: no number is a mask.
+      expansions: return one `Expansion` of the output's tree, which another call takes.
 
     Returns:
       A function of the same arguments, which may be jitted and vmapped over data, that returns
-      the output's tree with a `Limit` at each leaf.
+      the output's tree with a `Limit` at each leaf; or, with `expansions`, the `Expansion` whose
+      `limits()` that is, where what is not valid is no error.
 
     Raises:
       LimitError: (from the returned function) a primitive has no rule or no limit in powers of c;
@@ -53,12 +71,19 @@ def saturate(
       >>> found = saturate(lambda w, x: jnp.tanh(w * x) * w)(jnp.float32(3), jnp.float32(-2))
       >>> found.degree, float(found.value)
       (1, -3.0)
+      >>> inner = saturate(lambda w, x: w * x, expansions=True)(jnp.float32(3), jnp.float32(-2))
+      >>> found = saturate(lambda w, y: jnp.tanh(y) * w)(jnp.float32(3), inner)
+      >>> found.degree, float(found.value)
+      (1, -3.0)
     """
 
     def limit(params: Any, *args: Any) -> Any:
         found, _ = _run(fn, SeriesInterpreter(terms, mask_below), params, args)
-        _refuse_invalid(found)
-        return found
+        if expansions:
+            return found
+        limits = found.limits()
+        _refuse_invalid(limits)
+        return limits
 
     return limit
 
@@ -116,20 +141,31 @@ def scale_parameters(params: Any, c: float | jax.Array) -> Any:
 
 def _run(
     fn: Callable[..., Any], interpreter: SeriesInterpreter, params: Any, args: Sequence[Any]
-) -> tuple[Any, SeriesInterpreter]:
+) -> tuple[Expansion, SeriesInterpreter]:
     terms, below = interpreter.terms, interpreter.mask_below
     if terms < 1:
         raise LimitError(f"A series needs at least 1 term, not {terms}.")
     if below is not None and not below < 0:
         raise LimitError(f"`mask_below` must be negative, such as -1e9, or None; it is {below}.")
     check_parameters(params)
-    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(params, *args)
-    grown = [_parameter(jnp.asarray(leaf), terms) for leaf in jax.tree.leaves(params)]
-    given = [constant(leaf) for leaf in jax.tree.leaves(args)]
-    outputs = interpreter.run(closed, [*grown, *given])
-    reliable = interpreter.ties_reliable
-    limits = [limit_of(interpreter, output, reliable) for output in outputs]
-    return jax.tree.unflatten(jax.tree.structure(shapes), limits), interpreter
+    shown = jax.tree.map(_shown, (params, *args), is_leaf=is_expansion)
+    closed, shapes = jax.make_jaxpr(fn, return_shape=True)(*shown)
+    inputs: list[Value] = []
+    for scaled, tree in ((True, params), (False, args)):
+        for leaf in jax.tree.leaves(tree, is_leaf=is_expansion):
+            if is_expansion(leaf):
+                inputs += interpreter.taken_up(leaf)
+            else:
+                inputs.append(_parameter(jnp.asarray(leaf), terms) if scaled else constant(leaf))
+    outputs = interpreter.run(closed, inputs)
+    return interpreter.handed_on(outputs, jax.tree.structure(shapes)), interpreter
+
+
+def _shown(argument: Any) -> Any:
+    """What an argument is to the function's trace: of an expansion, its shapes and dtypes."""
+    if not is_expansion(argument):
+        return argument
+    return argument.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
 
 
 def _parameter(leaf: jax.Array, terms: int) -> Value:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from saturation.errors import LimitError
+from saturation.limit.carried import Expansion, Leaf
 from saturation.limit.constants import constant, results
 from saturation.limit.equation import bind, contracted, like, plain
 from saturation.limit.linear import MOVES
@@ -57,6 +58,24 @@ class SeriesInterpreter:
     def unmasked(self, *values: Value, doubts: bool = True) -> list[Value]:
         """Return values that meet, with ±∞ for what masks in one that does not grow."""
         return unmasked(values, self.mask_below, doubts)
+
+    def taken_up(self, expansion: Expansion) -> list[Value]:
+        """Return the values of an expansion's leaves, with what is known of them taken note of."""
+        leaves = expansion.leaves()
+        self.meet(expansion.longest)
+        self.ties_reliable &= expansion.ties_reliable
+        groups = {leaf.group: leaf.forms for leaf in leaves if leaf.forms is not None}
+        for group, forms in groups.items():
+            ours = [leaf for leaf in leaves if leaf.group == group and leaf.forms is not None]
+            self._forms.take_up(forms, {leaf.place: leaf.value for leaf in ours})
+        return [leaf.value for leaf in leaves]
+
+    def handed_on(self, outputs: Sequence[Value], structure: Any) -> Expansion:
+        """Return the expansion of a function's outputs."""
+        forms = self._forms.of_outputs(outputs)
+        leaves = [Leaf(value, forms, place) for place, value in enumerate(outputs)]
+        tree = jax.tree.unflatten(structure, leaves)
+        return Expansion(tree, self.longest, self.ties_reliable)
 
     def run(self, closed: ClosedJaxpr, inputs: Sequence[Value]) -> list[Value]:
         """Return the outputs of a jaxpr."""

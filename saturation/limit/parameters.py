@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from saturation.errors import LimitError
+from saturation.limit.carried import is_expansion
 
 # Collections of Flax modules that hold parameters; others hold statistics, counters and caches.
 _STATE = ("batch_stats", "cache", "intermediates", "losses", "metrics", "state", "counters")
@@ -29,7 +30,10 @@ def check_parameters(params: Any) -> None:
                 f"The parameters hold a collection `{others[0]}`, which is not to grow with them: "
                 'hand over variables["params"] and let `fn` take the rest from elsewhere.'
             )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_variable):
+    is_leaf = lambda value: _is_variable(value) or is_expansion(value)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_leaf):
+        if is_expansion(leaf):
+            continue
         name = jax.tree_util.keystr(path) or "params"
         if _is_variable(leaf):
             if not _is_parameter(leaf):

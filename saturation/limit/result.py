@@ -8,7 +8,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from saturation.limit.equation import Interpreter
 from saturation.limit.series import Constant, PowerSeries, Value
 from saturation.limit.sizes import thresholds
 
@@ -53,8 +52,8 @@ class Limit:
         return order, jnp.where(fastest, self.coefficient, jnp.zeros_like(self.coefficient))
 
 
-def limit_of(interpreter: Interpreter, output: Value, reliable: bool) -> Limit:
-    """Return what is to be said of an output."""
+def limit_of(longest: int, output: Value, reliable: bool) -> Limit:
+    """Return what is to be said of an output; `longest` is the longest contraction that made it."""
     if isinstance(output, Constant):
         valid = jnp.ones(output.shape, bool) if output.invalid is None else ~output.invalid
         order = jnp.zeros(output.shape, jnp.int32)
@@ -64,10 +63,10 @@ def limit_of(interpreter: Interpreter, output: Value, reliable: bool) -> Limit:
     # What may hold ±∞ has had its NaN marked; elsewhere either is an overflow, or a broken number.
     valid = jnp.ones(value.shape, bool) if output.infinite else jnp.isfinite(value)
     valid = valid if output.invalid is None else valid & ~output.invalid
-    return Limit(output.degree, value, valid, *_first(interpreter, output), reliable)
+    return Limit(output.degree, value, valid, *_first(longest, output), reliable)
 
 
-def _first(interpreter: Interpreter, x: PowerSeries) -> tuple[jax.Array, jax.Array]:
+def _first(longest: int, x: PowerSeries) -> tuple[jax.Array, jax.Array]:
     """The order and the coefficient of each element's first kept term that does not vanish."""
     order = jnp.full(x.shape, x.degree - x.terms, jnp.int32)
     found = jnp.zeros_like(x.example)
@@ -76,10 +75,8 @@ def _first(interpreter: Interpreter, x: PowerSeries) -> tuple[jax.Array, jax.Arr
         if a is None:
             continue
         size = x.size(index, sharp=False)
-        if size is None:
-            there = a != 0
-        else:
-            there = jnp.abs(a) > thresholds(interpreter.longest, a.dtype).tied * size
+        least = 0 if size is None else thresholds(longest, a.dtype).tied * size
+        there = jnp.abs(a) > least
         order = jnp.where(there, jnp.int32(x.degree - index), order)
         found = jnp.where(there, a, found)
     return order, found

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -22,10 +22,16 @@ import numpy as np
 
 from saturation.limit.constants import ELEMENTWISE
 from saturation.limit.equation import axes_of, like
+from saturation.limit.forms_carried import (
+    Factor,
+    Form,
+    FormsOfOutputs,
+    atoms_within,
+    rekeyed,
+    renumbered,
+)
 from saturation.limit.series import Constant, PowerSeries, Value, as_series, make
 
-Factor = tuple[int, tuple[int, ...]]  # an atom, and the axes of the array that its own lie along
-Form = dict[tuple[Factor, ...], Fraction]  # a polynomial: factors of each monomial, in order
 Powers = dict[int, Form]  # of the coefficient of each power of c that is there
 
 MOST_MONOMIALS, MOST_FACTORS = 16, 8  # of a form that is followed; a longer one is a new atom
@@ -47,6 +53,47 @@ class Forms:
         self._known: dict[int, _Known] = {}
         self._atoms: dict[Any, int] = {}
         self._dtypes: dict[int, Any] = {}
+
+    def of_outputs(self, outputs: Sequence[Value]) -> FormsOfOutputs | None:
+        """Return what is known of a function's outputs; None where no sum can cancel by it."""
+        known = [
+            (place, power, found.form, found.made)
+            for place, value in enumerate(outputs)
+            for power, array in _arrays(value)
+            if (found := self._known.get(id(array))) is not None
+        ]
+        if not any(made for *_, made in known):
+            return None
+        keys = {atom: key for key, atom in self._atoms.items()}
+        numbers: dict[int, int] = {}
+
+        def number(atom: int) -> int:
+            if atom not in numbers:
+                for inner in _made_of(keys[atom]):
+                    number(inner)
+                numbers[atom] = len(numbers)
+            return numbers[atom]
+
+        forms = tuple(
+            (place, power, tuple(renumbered(form, number).items()), made)
+            for place, power, form, made in known
+        )
+        makes = (rekeyed(keys[a], number) if _made_of(keys[a]) else None for a in numbers)
+        dtypes = (self._dtypes.get(atom) for atom in numbers)
+        return FormsOfOutputs(forms, tuple(zip(makes, dtypes, strict=True)))
+
+    def take_up(self, known: FormsOfOutputs, values: Mapping[int, Value]) -> None:
+        """Take note of what is known of another function's outputs, {their place: the value}."""
+        ours: list[int] = []
+        for key, dtype in known.atoms:
+            key = object() if key is None else rekeyed(key, ours.__getitem__)
+            ours.append(self._atoms.setdefault(key, len(self._atoms)))
+            if dtype is not None:
+                self._dtypes[ours[-1]] = dtype
+        arrays = {(i, power): a for i, value in values.items() for power, a in _arrays(value)}
+        for place, power, form, made in known.forms:
+            if (place, power) in arrays:
+                self._keep(arrays[place, power], renumbered(dict(form), ours.__getitem__), made)
 
     def met(self, value: Constant) -> Constant:
         """Return a constant of the function; that it is one number throughout is noted."""
@@ -268,6 +315,11 @@ _LINEAR: dict[str, Callable[[Any], tuple[dict[int, int], set[int]]]] = {
     "slice": _sliced,
     **dict.fromkeys(("reshape", "squeeze"), _reshaped),
 }
+
+
+def _made_of(key: Any) -> list[int]:
+    """The atoms that make the atom of this key; none where it is just an array."""
+    return atoms_within(key) if isinstance(key, tuple) else []
 
 
 def _is_number(value: Value) -> bool:

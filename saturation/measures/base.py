@@ -8,12 +8,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from saturation.models.base import Attention, recorded_model
+from saturation.models.base import Attention, Needs, recorded_model
 
 Rule = Literal["sum", "max", "min"]
 Statistics = Mapping[str, np.ndarray]  # {statistic: float64 (arrays, steps)}
 STEP = "step"  # beside an activation measure's statistics: the training steps, float64 (steps,)
 Shapes = Mapping[str, tuple[int, ...]]  # {array: its shape}
+Found = dict[str, dict[str, Any]]  # {scope: {statistic: array}}
 
 
 class ModelShapes(dict[str, tuple[int, ...]]):
@@ -105,19 +106,26 @@ class WeightMeasure:
 class ActivationMeasure:
     """A measure of activations: taken a checkpoint at a time; its statistics add over sequences.
 
+    Activations flow through a model stage by stage, and the measure sees one stage at a time. A
+    scope is a layer (`encoder/layers_3`) or a head (`encoder/layers_3/attention/head_5`). Each star
+    (`encoder/layers_3/attention/head_*`) stands for an axis of its arrays, counted from 0: a
+    T5-base has 7,000 numbers of heads, and taking them apart is no work for XLA.
+
     Attributes:
       name: what the command line calls it.
       definition: one line, the formula.
       source: the paper, or "ours".
       statistics: {statistic: how two parts of it combine}, the same for every scope it reports.
-      observe: ModelOutputs -> {scope: {statistic: scalar array}}, traced once for a batch of
-        sequences and jitted with every other measure asked for, so that they share their forward
-        passes. A scope is a layer (`encoder/layers_3`) or a head
-        (`encoder/layers_3/attention/head_5`). Each star (`encoder/layers_*/attention/head_*`)
-        stands for an axis of its arrays, counted from 0: a T5-base has 7,000 numbers of
-        heads, and taking them apart is no work for XLA.
+      observe: StageOutputs -> {scope: {statistic: array}}, of what the stage completes; traced once
+        for all stages that compute the same, with every other measure asked for, for one batch of
+        sequences. Sums that a scope has none of may be left out: they are 0.
       metrics: {statistic: float64 (steps,)} of one scope, the steps themselves under `STEP` ->
         {metric: float64 (steps,)}; a metric that has no meaning there is left out.
+      needs: (limits asked for, the finite c) -> the forward passes that `observe` reads.
+      on_host: {scope: {name: array}} of one stage -> the same with statistics in the place of what
+        NumPy computes better, such as eigenvalues; runs beside the next stages.
+      finish: {scope: {name: array}} of all stages -> the same with statistics in the place of what
+        takes several stages, such as how a stack ended; of one batch.
       needs_corpus: whether it asks of every key token if it is common or distinct.
       version: raised when a metric or statistic of this name changes its meaning. Parts of another
         version are named and left out, so that no table mixes the two.
@@ -129,20 +137,16 @@ class ActivationMeasure:
     statistics: Mapping[str, Rule]
     observe: Callable[[Any], dict[str, dict[str, Any]]]
     metrics: Callable[[Statistics], dict[str, np.ndarray]]
+    needs: Callable[[Sequence[str], float], Needs] = lambda limits, scale: Needs()
+    on_host: Callable[[Found], Found] | None = None
+    finish: Callable[[Found], Found] | None = None
     needs_corpus: bool = False
     version: int = 1
 
-
-def stack_scopes(stack: str, sums: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the sums of a stack's scopes in `ModelOutputs.stacks`, stacked along the first axis.
-
-    Returns:
-      {`stack/layers_*`: those of the layers, `stack/final`: the last ones}.
-    """
-    return {
-        f"{stack}/layers_*": {name: each[:-1] for name, each in sums.items()},
-        f"{stack}/final": {name: each[-1] for name, each in sums.items()},
-    }
+    def filled(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every statistic of a scope: 0 where it has none."""
+        zero = np.zeros(np.shape(next(iter(sums.values()))))
+        return {name: sums.get(name, zero) for name in self.statistics}
 
 
 def expand_wildcards(observed: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:

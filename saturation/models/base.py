@@ -119,6 +119,7 @@ class Stage:
       attention: the one that it has, if any.
       scopes: {scope: the path of a state in the streams it returns}: the states that it completes,
         such as {"encoder/layers_3": ("x",)}.
+      head: whether it is the output head, whose one tap is `logits`; nothing flows on behind it.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Stage:
     reads: tuple[str, ...]
     attention: Attention | None
     scopes: Mapping[str, tuple[str, ...]]
+    head: bool = False
 
     def step(
         self, parameters: Arrays, streams: Streams, tokens: Arrays, temperature: Any = 1.0
@@ -140,6 +142,39 @@ class Stage:
         return others | found, taps
 
 
+@dataclass(frozen=True)
+class Needs:
+    """The forward passes that a measure takes, beside that of the model as it is.
+
+    Attributes:
+      attention: with every attention at τ = 0.
+      parameter: in the exact limit of growing parameters.
+      scales: f(x; cθ) for each of these c, in the widest float there is; c = 1 is the model as it
+        is, but computed in that.
+      slopes: and those of them of which the derivative in ln c is taken too.
+      logits: what the output head makes of the model as it is.
+    """
+
+    attention: bool = False
+    parameter: bool = False
+    scales: frozenset[float] = frozenset()
+    slopes: frozenset[float] = frozenset()
+    logits: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", self.scales | self.slopes)
+
+    def __or__(self, other: Needs) -> Needs:
+        """Return what both need."""
+        return Needs(
+            self.attention or other.attention,
+            self.parameter or other.parameter,
+            self.scales | other.scales,
+            self.slopes | other.slopes,
+            self.logits or other.logits,
+        )
+
+
 class ModelConfig(ABC):
     """What the config of any family has; each is a frozen dataclass.
 
@@ -148,11 +183,13 @@ class ModelConfig(ABC):
       home: the module with the functions `stages(config)`, `parameter_axes(config)` and
         `valid_tokens(tokens)`, which may need JAX. It imports the config's, not the other way.
       vocab_size: rows of the embedding.
+      emb_dim: width of the residual streams.
     """
 
     family: ClassVar[str]
     home: ClassVar[str]
     vocab_size: int
+    emb_dim: int
 
     @property
     @abstractmethod

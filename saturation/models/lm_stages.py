@@ -88,6 +88,7 @@ def _of_model(
         reads=reads,
         attention=None,
         scopes=scopes,
+        head=method == "logits",
     )
 
 

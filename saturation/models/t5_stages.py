@@ -122,6 +122,7 @@ def _head(config: T5Config) -> Stage:
         reads=("x",),
         attention=None,
         scopes={},
+        head=True,
     )
 
 

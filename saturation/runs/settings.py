@@ -83,11 +83,11 @@ class ActivationSettings:
         """Return which ids are common and which distinct, int8 (vocab,)."""
         return key_kinds((self.corpus or self.tokens).texts(), vocab_size)
 
-    def joint_sequences_of(self, config: Any) -> int:
+    def joint_sequences_of(self, config: ModelConfig) -> int:
         """Return of how many sequences a model's layers are iterated."""
         if self.joint_sequences is not None:
             return self.joint_sequences
-        return affordable_sequences(config, *(table.shape[1] for table in self.tokens.stacks))
+        return affordable_sequences(config, [table.shape[1] for table in self.tokens.stacks])
 
     def batches(self, multiple: int, left: int) -> Iterator[tuple[np.ndarray, ...]]:
         """Yield the tokens of each stack, and which sequences are iterated, a batch at a time.

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saturation.measures.base import ActivationMeasure, Rule, Statistics
+from saturation.measures.base import ActivationMeasure, Found, Rule, Statistics
 from saturation.measures.means import divide
+from saturation.models.base import Needs
 
 if TYPE_CHECKING:
     from jax import Array
 
-    from saturation.models.forwards import AttendedKeys, AttentionWeights, ModelOutputs
+    from saturation.models.outputs import (
+        AttendedKeys,
+        AttentionOutputs,
+        AttentionWeights,
+        StageOutputs,
+    )
 
 # Each is a sum over the queries that hold a token.
 OF_MODEL = (
@@ -32,30 +39,34 @@ STATISTICS: dict[str, Rule] = {
 }
 
 
-def observe(forwards: ModelOutputs) -> dict[str, dict[str, Any]]:
-    """Return the sums of the heads of every attention, {its path/head_*: {statistic: (heads,)}}."""
-    return {
-        f"{path}/head_*": head_sums(attention, forwards.attended_keys(path))
-        | limit_sums(forwards, path, attention.queries)
-        | {"ties_reliable": np.full(forwards.config.num_heads, float(forwards.ties_reliable))}
-        for path, attention in forwards.attentions.items()
-    }
+def needs(limits: Sequence[str], scale: float) -> Needs:
+    """Return the forward passes: the model in the widest float, and the limit if asked."""
+    return Needs(parameter="parameter" in limits, scales=frozenset({1.0}))
 
 
-def limit_sums(forwards: ModelOutputs, path: str, queries: Array) -> dict[str, Array]:
-    """Return {statistic: (heads,)} of one attention in the exact parameter limit; 0 if not asked.
+def observe(outputs: StageOutputs) -> Found:
+    """Return the sums of the heads of the stage's attention, {statistic: (heads,)}."""
+    attention = outputs.attention
+    if attention is None:
+        return {}
+    sums = head_sums(attention.weights, attention.attended_keys)
+    if "parameter" in outputs.asked.limits:
+        sums |= limit_sums(attention)
+    reliable = np.full(attention.attention.num_heads, float(attention.ties_reliable))
+    return {attention.heads: sums | {"ties_reliable": reliable}}
+
+
+def limit_sums(attention: AttentionOutputs) -> dict[str, Array]:
+    """Return {statistic: (heads,)} of one attention in the exact parameter limit.
 
     Queries whose weights have no limit are left out.
     """
     import jax.numpy as jnp
 
-    wide, heads = jnp.result_type(float), forwards.config.num_heads
-    if "parameter" not in forwards.limits:
-        return dict.fromkeys(OF_LIMIT, jnp.zeros(heads, wide))
-    weights = forwards.parameter_limit[f"{path}/weights"]
-    counted = queries[:, None, :] & weights.valid.all(axis=-1)
+    wide, weights = jnp.result_type(float), attention.limit_weights
+    counted = attention.valid[:, None, :] & weights.exists
     # The weights have degree 0, so that a key shares the largest score where its weight is not 0.
-    n = (weights.value > 0).sum(axis=-1).astype(wide)
+    n = (weights.leading > 0).sum(axis=-1).astype(wide)
     sums = jnp.where(counted, n, 0).sum(axis=(0, 2)), counted.sum(axis=(0, 2)).astype(wide)
     return dict(zip(OF_LIMIT, sums, strict=True))
 
@@ -140,6 +151,7 @@ HEADS = ActivationMeasure(
     source="Merrill et al. 2021 (arXiv 2010.09697), §5; fraction, distance and entropy ours",
     statistics=STATISTICS,
     observe=observe,
+    needs=needs,
     metrics=metrics,
     version=2,
 )

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saturation.measures.base import ActivationMeasure, Rule, Statistics, stack_scopes
+from saturation.measures.base import ActivationMeasure, Found, Rule, Statistics
 from saturation.measures.means import cosine, mean_and_error, sum_names, sums_over_sequences
+from saturation.models.base import Needs
 
 if TYPE_CHECKING:
     from jax import Array
 
     from saturation.limit import Limit
-    from saturation.models.forwards import ModelOutputs
+    from saturation.models.outputs import StageOutputs, State
 
 SCALES = (1, 10, 100, 1000)
 KINDS = ("cosine_to_limit", "local_degree")
@@ -130,48 +131,35 @@ STATISTICS: Mapping[str, Rule] = dict.fromkeys(
 )
 
 
-def observe(forwards: ModelOutputs) -> dict[str, dict[str, Any]]:
+def needs(limits: Sequence[str], scale: float) -> Needs:
+    """Return the forward passes: the limit, and f(x; cθ) with its slope at every c."""
+    return Needs(parameter=True, slopes=frozenset(map(float, SCALES)))
+
+
+def observe(outputs: StageOutputs) -> Found:
     """Return the sums of every layer."""
-    import jax
+    return {
+        state.scope: _layer_sums(state) for state in outputs.states if state.kind != "embedding"
+    }
+
+
+def _layer_sums(state: State) -> dict[str, Array]:
+    """Return {statistic: scalar} of a layer's state, its slope in ln c, and its limit."""
     import jax.numpy as jnp
 
-    # Outside of the loop: what forwards caches must not be traced inside.
-    limits = {scope: forwards.parameter_limit[scope] for scope in forwards.layers}
-    valid = {stack: forwards.valid(f"{stack}/final") for stack in forwards.stacks}
-
-    def at(scale: Array) -> dict[str, dict[str, Array]]:
-        values, slopes = along_scale(forwards.taps, forwards.wide_params, scale)
-
-        def of_stack(stack: str, scopes: Sequence[str]) -> dict[str, Array]:
-            vectors = [(values[scope], slopes[scope], limits[scope]) for scope in scopes]
-            return _layer_sums(vectors, valid[stack])
-
-        return {stack: of_stack(stack, scopes) for stack, scopes in forwards.stacks.items()}
-
-    wide = jnp.result_type(float)
-    # A loop over c, so that one forward pass is compiled for all of them.
-    by_scale = jax.lax.map(at, jnp.asarray(SCALES, wide))
-    found = {}
-    for stack, sums in by_scale.items():  # of arrays (scales, layers of the stack and its end)
-        tokens = jnp.full(sums[sum_names(KINDS[0])[0]].shape[1], valid[stack].sum()).astype(wide)
-        of_layers = {"tokens": tokens}
-        for index, scale in enumerate(SCALES):
-            for kind, name in zip(KINDS, metric_names(scale), strict=True):
-                renamed = zip(sum_names(kind), sum_names(name), strict=True)
-                of_layers |= {new: sums[old][index] for old, new in renamed}
-        found |= stack_scopes(stack, of_layers)
+    values, slopes = (
+        jnp.stack([of(float(c)) for c in SCALES]) for of in (state.scaled, state.slope)
+    )
+    exists = state.valid & state.limit.exists
+    cosines = cosine(values, state.limit.leading)  # (scales, batch, length)
+    sums = sums_over_sequences(KINDS[0], cosines, exists)
+    sums |= sums_over_sequences(KINDS[1], local_degree(values, slopes), state.valid)
+    found = {"tokens": state.valid.sum().astype(jnp.result_type(float))}
+    for index, scale in enumerate(SCALES):
+        for kind, name in zip(KINDS, metric_names(scale), strict=True):
+            renamed = zip(sum_names(kind), sum_names(name), strict=True)
+            found |= {new: sums[old][index] for old, new in renamed}
     return found
-
-
-def _layer_sums(vectors: Sequence[tuple[Array, Array, Limit]], valid: Array) -> dict[str, Array]:
-    """Return {statistic: (layers,)} of layers' states, their slopes in ln c, and their limits."""
-    import jax.numpy as jnp
-
-    exists = jnp.stack([valid & limit.valid.all(axis=-1) for *_, limit in vectors])
-    cosines = jnp.stack([cosine(value, limit.leading()[1]) for value, _, limit in vectors])
-    degrees = jnp.stack([local_degree(value, slope) for value, slope, _ in vectors])
-    sums = sums_over_sequences("cosine_to_limit", cosines, exists)
-    return sums | sums_over_sequences("local_degree", degrees, valid)
 
 
 def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
@@ -194,5 +182,6 @@ HOMOGENEITY = ActivationMeasure(
     version=2,  # ties are decided by the rule of `limit.ties`, rows have orders of their own
     statistics=STATISTICS,
     observe=observe,
+    needs=needs,
     metrics=metrics,
 )

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saturation.measures.base import ActivationMeasure, Rule, Statistics, stack_scopes
+from saturation.measures.base import ActivationMeasure, Found, Rule, Statistics
 from saturation.measures.means import cosine, mean_and_error, sum_names, sums_over_sequences
+from saturation.models.base import Needs
 
 if TYPE_CHECKING:
     from jax import Array
 
-    from saturation.models.forwards import AttentionWeights, ModelOutputs
+    from saturation.models.outputs import Asked, AttentionWeights, StageOutputs, State
 
 COSINES = {  # by what a network is compared with; total variation goes with the attention limit
     "attention": "cosine_attention_limit",
@@ -31,46 +32,49 @@ STATISTICS: dict[str, Rule] = dict.fromkeys(
 )
 
 
-def observe(forwards: ModelOutputs) -> dict[str, dict[str, Any]]:
-    """Return the sums of every layer and every head; those that a scope has none of are 0."""
-    found = {}
-    for stack, scopes in forwards.stacks.items():
-        found |= stack_scopes(stack, _layer_sums(forwards, scopes))
-    for path, attention in forwards.attentions.items() if "attention" in forwards.limits else ():
-        found[f"{path}/head_*"] = _head_sums(attention)
+def needs(limits: Sequence[str], scale: float) -> Needs:
+    """Return the forward passes for these limits."""
+    return Needs(
+        attention="attention" in limits,
+        parameter="parameter" in limits,
+        scales=frozenset({scale} if "scaled" in limits else ()),
+    )
+
+
+def observe(outputs: StageOutputs) -> Found:
+    """Return the sums of every layer and every head."""
+    found = {
+        state.scope: _layer_sums(outputs.asked, state)
+        for state in outputs.states
+        if state.kind != "embedding"
+    }
+    if outputs.attention is not None and "attention" in outputs.asked.limits:
+        found[outputs.attention.heads] = _head_sums(outputs.attention.weights)
     return found
 
 
-def _layer_sums(forwards: ModelOutputs, scopes: Sequence[str]) -> dict[str, Array]:
-    """Return {statistic: (scopes,)} of the residual streams of one stack."""
+def _layer_sums(asked: Asked, state: State) -> dict[str, Array]:
+    """Return {statistic: scalar} of one residual stream."""
     import jax.numpy as jnp
 
-    valid = forwards.valid(scopes[0])
-    sums = {"tokens": jnp.full(len(scopes), valid.sum())}
-    for limit in forwards.limits:
+    sums = {"tokens": state.valid.sum().astype(jnp.result_type(float))}
+    for limit in asked.limits:
         name = COSINES[limit]
-        compared = [_compared(forwards, limit, scope) for scope in scopes]
-        pairs = zip(scopes, compared, strict=True)
-        cosines = jnp.stack(
-            [cosine(forwards.at_temperature_one[scope], state) for scope, (state, _) in pairs]
-        )
-        counted = jnp.stack([tokens for _, tokens in compared])  # (scopes, batch, length)
-        sums |= sums_over_sequences(name, cosines, counted)
+        compared, counted = _compared(asked, limit, state)
+        sums |= sums_over_sequences(name, cosine(state.model, compared), counted)
         if name in EXCLUDED:
-            sums[EXCLUDED[name]] = (valid & ~counted).sum(axis=(1, 2))
-    return _filled(sums)
+            sums[EXCLUDED[name]] = (state.valid & ~counted).sum()
+    return sums
 
 
-def _compared(forwards: ModelOutputs, limit: str, scope: str) -> tuple[Array, Array]:
+def _compared(asked: Asked, limit: str, state: State) -> tuple[Array, Array]:
     """Return the states that a layer's are compared with, and which tokens have one."""
-    valid = forwards.valid(scope)
     if limit == "attention":
-        return forwards.attention_limit[scope], valid
+        return state.at_temperature_zero, state.valid
     if limit == "parameter":
-        found = forwards.parameter_limit[scope]
-        _, leading = found.leading()  # of a row whose leading terms cancel, what is left
-        return leading, valid & found.valid.all(axis=-1)
-    return forwards.scaled[scope], valid & forwards.scaled_in_range[scope]
+        # Of a row whose leading terms cancel, what is left.
+        return state.limit.leading, state.valid & state.limit.exists
+    return state.scaled(asked.scale), state.valid & state.in_range[asked.scale]
 
 
 def _head_sums(attention: AttentionWeights) -> dict[str, Array]:
@@ -79,17 +83,8 @@ def _head_sums(attention: AttentionWeights) -> dict[str, Array]:
 
     difference = jnp.abs(attention.at_temperature_one - attention.saturated).sum(axis=-1) / 2
     by_head = jnp.swapaxes(difference, 0, 1)  # (heads, batch, query)
-    tokens = jnp.full(len(by_head), attention.queries.sum())
-    sums = sums_over_sequences("total_variation", by_head, attention.queries)
-    return _filled({"tokens": tokens, **sums})
-
-
-def _filled(sums: dict[str, Array]) -> dict[str, Array]:
-    import jax.numpy as jnp
-
-    wide = jnp.result_type(float)
-    zero = jnp.zeros(sums["tokens"].shape, wide)
-    return {name: sums[name].astype(wide) if name in sums else zero for name in STATISTICS}
+    tokens = jnp.full(len(by_head), attention.queries.sum()).astype(jnp.result_type(float))
+    return {"tokens": tokens} | sums_over_sequences("total_variation", by_head, attention.queries)
 
 
 def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
@@ -101,7 +96,7 @@ def metrics(statistics: Statistics) -> dict[str, np.ndarray]:
     over queries of ½ Σ|w_1 - w_0|. Each has its standard error over sequences, `…_stderr`. tokens
     is their number; excluded_parameter_limit and excluded_scaled are how many of them a mean
     leaves out, since the limit does not exist there or f(x; cθ) leaves the range of its dtype.
-    What was not asked for (`ModelOutputs.limits`) is absent.
+    What was not asked for (`Asked.limits`) is absent.
     """
     values = {"tokens": statistics["tokens"]}
     for name in MEANS:
@@ -121,5 +116,6 @@ SATURATION = ActivationMeasure(
     version=2,  # ties are decided by the rule of `limit.ties`, rows have orders of their own
     statistics=STATISTICS,
     observe=observe,
+    needs=needs,
     metrics=metrics,
 )

@@ -7,11 +7,11 @@ asked of real heads; the definitions are ours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saturation.measures.base import STEP, ActivationMeasure, Rule, Statistics
+from saturation.measures.base import STEP, ActivationMeasure, Found, Rule, Statistics
 from saturation.measures.means import divide, mean_and_error, sum_names, sums_over_sequences
 from saturation.measures.scan.cooccurrence import COMMON, DISTINCT, KINDS
 from saturation.measures.scan.snap import snap
@@ -19,7 +19,7 @@ from saturation.measures.scan.snap import snap
 if TYPE_CHECKING:
     from jax import Array
 
-    from saturation.models.forwards import AttentionWeights, ModelOutputs
+    from saturation.models.outputs import AttentionWeights, StageOutputs
 
 NEAREST = (1, 2, 4, 8, 16, 32, 64)  # distances up to these share a cell, larger ones the last
 DISTANCES = 2 * len(NEAREST) + 3  # behind, at the query itself, ahead
@@ -31,12 +31,12 @@ STATISTICS: dict[str, Rule] = dict.fromkeys(
 )
 
 
-def observe(forwards: ModelOutputs) -> dict[str, dict[str, Any]]:
-    """Return the sums of the heads of every attention, {its path/head_*: {statistic: (heads,)}}."""
-    return {
-        f"{path}/head_*": head_sums(attention, forwards.kinds_of_keys(path))
-        for path, attention in forwards.attentions.items()
-    }
+def observe(outputs: StageOutputs) -> Found:
+    """Return the sums of the heads of the stage's attention, {statistic: (heads,)}."""
+    attention = outputs.attention
+    if attention is None:
+        return {}
+    return {attention.heads: head_sums(attention.weights, attention.kinds_of_keys())}
 
 
 def head_sums(attention: AttentionWeights, kinds: Array) -> dict[str, Array]:

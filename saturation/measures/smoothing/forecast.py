@@ -10,40 +10,118 @@ that, and all heads together, is `operator`. This explains head by head.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Shaped
 
 from saturation.measures.spectrum.measure import CLEAR
-from saturation.models.linalg import eigenvalues
+from saturation.models.linalg import finite_eigenvalues
 
 # What a padded position's eigenvalue is set to, outside of the unit disk that holds all of A's.
 _PADDING = 2.0
+
+
+def attention_block(
+    weights: Float[Array, "batch heads query query"],
+    valid: Bool[Array, "batch query"],
+    causal: bool,
+) -> Float[Array, "batch heads query *query"]:
+    """Return self-attention between valid tokens, whose eigenvalues are asked for.
+
+    Args:
+      weights: of the attention, rows of valid queries summing to 1 over valid keys.
+      valid: which positions hold a token.
+      causal: no query attends to a later key: A is triangular, its eigenvalues are its diagonal,
+        and that alone is returned.
+    """
+    wide = jnp.result_type(float)
+    if causal:
+        return jnp.diagonal(weights, axis1=-2, axis2=-1).astype(wide)
+    both = valid[:, None, :, None] & valid[:, None, None, :]
+    outside = jnp.eye(weights.shape[-1], dtype=bool) & ~valid[:, None, :, None]
+    return jnp.where(outside, _PADDING, jnp.where(both, weights.astype(wide), 0))
+
+
+def block_eigenvalues(
+    block: Float[np.ndarray, "batch heads query *query"],
+    valid: Bool[np.ndarray, "batch query"],
+    causal: bool,
+) -> tuple[Complex[np.ndarray, "batch heads query"], Bool[np.ndarray, "batch heads query"]]:
+    """Return the eigenvalues of an `attention_block`, by NumPy, and which of them count."""
+    if causal:
+        return block.astype(np.result_type(block, np.complex64)), np.broadcast_to(
+            valid[:, None, :], block.shape
+        )
+    found = finite_eigenvalues(block.astype(np.float64))
+    return found, ~(np.abs(found) > (1 + _PADDING) / 2)
 
 
 def attention_eigenvalues(
     weights: Float[Array, "batch heads query query"],
     valid: Bool[Array, "batch query"],
     causal: bool,
-) -> tuple[Complex[Array, "batch heads query"], Bool[Array, "batch heads query"]]:
-    """Return the eigenvalues of self-attention between valid tokens, and which of them count.
+) -> tuple[Complex[np.ndarray, "batch heads query"], Bool[np.ndarray, "batch heads query"]]:
+    """Return the eigenvalues of self-attention between valid tokens, and which of them count."""
+    block = np.asarray(attention_block(weights, valid, causal))
+    return block_eigenvalues(block, np.asarray(valid), causal)
+
+
+def forecast_sums(
+    block: Float[np.ndarray, "batch heads query *query"],
+    products: Float[np.ndarray, "heads head_dim head_dim"],
+    rms: Float[np.ndarray, " batch"],
+    valid: Bool[np.ndarray, "batch query"],
+    causal: Bool[np.ndarray, ""],
+    null_space: Bool[np.ndarray, ""],
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the sums over sequences of what `forecast` says, averaged over heads, and by head.
 
     Args:
-      weights: of the attention, rows of valid queries summing to 1 over valid keys.
+      block: as `attention_block` returns it.
+      products: W_O^h diag(g) W_V^h of every head, whose eigenvalues are the λ^H that need not be 0.
+      rms: r of the layer's input.
       valid: which positions hold a token.
-      causal: no query attends to a later key: A is triangular, its eigenvalues are its diagonal.
+      causal: whether the attention is.
+      null_space: whether d_kv < d.
     """
-    wide = jnp.result_type(float)
-    identity = jnp.eye(weights.shape[-1], dtype=bool)
-    if causal:
-        diagonal = jnp.diagonal(weights, axis1=-2, axis2=-1).astype(wide)
-        counted = jnp.broadcast_to(valid[:, None, :], diagonal.shape)
-        return jax.lax.complex(diagonal, jnp.zeros_like(diagonal)), counted
-    both = valid[:, None, :, None] & valid[:, None, None, :]
-    outside = identity & ~valid[:, None, :, None]
-    block = jnp.where(outside, _PADDING, jnp.where(both, weights.astype(wide), 0))
-    found = eigenvalues(block)
-    return found, ~(jnp.abs(found) > (1 + _PADDING) / 2)
+    values, tokens = block_eigenvalues(block, valid, bool(causal))
+    of_heads = finite_eigenvalues(products.astype(np.float64))
+    counted = valid.sum(axis=-1) > 1
+    found = _compiled()(of_heads, values, tokens, rms, counted, bool(null_space))
+    mean, each = jax.device_get(found)
+    return mean, each
+
+
+@cache
+def _compiled() -> Any:
+    return jax.jit(_forecast_sums, static_argnums=5)
+
+
+def _forecast_sums(
+    of_heads: Complex[Array, "heads head_dim"],
+    of_attention: Complex[Array, "batch heads query"],
+    tokens: Bool[Array, "batch heads query"],
+    rms: Float[Array, " batch"],
+    counted: Bool[Array, " batch"],
+    null_space: bool,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    said = forecast(of_heads, of_attention, tokens, rms, null_space)
+    number = counted.sum().astype(jnp.result_type(float))
+
+    def sums(values: dict[str, Array], counted: Array) -> dict[str, Array]:
+        found = {}
+        for name, each in values.items():
+            kept = jnp.where(counted, each, 0)
+            found |= {f"{name}_sum": kept.sum(axis=0), f"{name}_squares": (kept * kept).sum(axis=0)}
+        return found
+
+    mean = sums({name: of_head.mean(axis=-1) for name, of_head in said.items()}, counted)
+    by_head = sums(said, counted[:, None])
+    return mean | {"forecasts": number}, by_head | {"forecasts": jnp.full(len(of_heads), number)}
 
 
 def forecast(

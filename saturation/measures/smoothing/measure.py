@@ -8,19 +8,20 @@ what that self-attention and the layers left did.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saturation.measures.base import ActivationMeasure, Rule, Statistics
+from saturation.measures.base import ActivationMeasure, Found, Rule, Statistics
 from saturation.measures.means import divide
 from saturation.measures.spectrum.measure import CLEAR
 
 if TYPE_CHECKING:
     from jax import Array
 
-    from saturation.models import T5Config
-    from saturation.models.forwards import ModelOutputs
+    from saturation.models.base import ModelConfig
+    from saturation.models.outputs import AttentionOutputs, StageOutputs, State
 
 # What `similarity` returns of a state, `forecast` of a head and `operator.iterate` of a layer.
 PANEL = (
@@ -79,218 +80,197 @@ STATISTICS: dict[str, Rule] = dict.fromkeys(
 ITERATING = 2e10
 
 
-def affordable_sequences(config: T5Config, encoder_length: int, decoder_length: int) -> int:
+def affordable_sequences(config: ModelConfig, lengths: Sequence[int]) -> int:
     """Return of how many sequences the layers' operators are iterated by default.
 
     As many as take `ITERATING` products and sums: a second of a CPU, little beside the rest of the
     pass. None of a T5-small or anything larger, one of whose sequences takes 30 times that.
+
+    Args:
+      config: of the model.
+      lengths: of the sequences of each of its stacks.
     """
     from saturation.measures.smoothing.operator import ITERATIONS
 
-    def once(length: int) -> float:
-        return length * config.num_heads * config.head_dim * (4 * config.emb_dim + 2 * length)
-
-    both = config.num_encoder_layers * once(encoder_length)
-    both += config.num_decoder_layers * once(decoder_length)
-    return int(ITERATING / (ITERATIONS * both))
-
-
-def observe(forwards: ModelOutputs) -> dict[str, dict[str, Any]]:
-    """Return the sums of every state, and of every head of self-attention."""
-    return _stack(forwards, "encoder") | _stack(forwards, "decoder")
+    length_of = dict(zip((stack.name for stack in config.stacks), lengths, strict=True))
+    once = 0
+    for attention in config.attentions:
+        if attention.kind == "self":
+            length = length_of[attention.stack]
+            joined = attention.num_heads * attention.head_dim
+            once += length * joined * (4 * config.emb_dim + 2 * length)
+    return int(ITERATING / (ITERATIONS * once))
 
 
-def _stack(forwards: ModelOutputs, stack: str) -> dict[str, dict[str, Any]]:
-    """Return the sums of one stack: two loops, so that one layer's program is compiled for all."""
-    import jax
-    import jax.numpy as jnp
-
-    from saturation.measures.smoothing.similarity import similarity
-
-    *layers, final = forwards.stacks[stack]
-    scopes = (f"{stack}/embedding", *layers, final)
-    states = jnp.stack([forwards.at_temperature_one[scope] for scope in scopes])
-    valid = forwards.valid(f"{stack}/")
-    tokens = valid.sum(axis=-1)
-    counts = _counts({"sequences": tokens > 1, "skipped": tokens == 1})
-    panel = jax.lax.map(lambda state: _sums(similarity(state, valid), tokens > 1) | counts, states)
-
-    causal = stack == "decoder"
-    name = "self_attention" if causal else "attention"
-    attentions = [layer_arrays(forwards, f"{layer}/{name}") for layer in layers]
-    stacked = jax.tree.map(lambda *each: jnp.stack(each), *attentions)
-    epsilon, asked = forwards.config.layer_norm_epsilon, forwards.iterated
-    of_layers, of_heads = jax.lax.map(
-        lambda one: _attention(
-            **one, end=states[-2], valid=valid, asked=asked, causal=causal, epsilon=epsilon
-        ),
-        stacked | {"state": states[:-2], "left": jnp.arange(len(layers), 0, -1)},
-    )
-    inner = {name: sums[1:-1] for name, sums in panel.items()}
-    if causal:
-        inner |= jax.lax.map(lambda state: _of_first_token(state, valid), states[1:-1])
-    found = {
-        scopes[0]: {name: sums[0] for name, sums in panel.items()},
-        f"{stack}/layers_*": inner | of_layers,
-        scopes[-1]: {name: sums[-1] for name, sums in panel.items()},
-        f"{stack}/layers_*/{name}/head_*": of_heads,
-    }
-    return {scope: _filled(sums) for scope, sums in found.items()}
+# What `observe` leaves of each sequence for `on_host` and `finish`; no statistics.
+MATRICES = ("block", "products", "rms", "valid", "causal", "null_space")
+OF_SEQUENCES = ("ahead", "before", "after", "counted", "left")
+HFC_BEHIND = "hfc_behind"
 
 
-def _filled(sums: dict[str, Array]) -> dict[str, Array]:
-    """Return every statistic: 0 where the scope has none."""
-    import jax.numpy as jnp
+def observe(outputs: StageOutputs) -> Found:
+    """Return the sums of the stage's states, and what its attention's forecasts are made of."""
+    found = {state.scope: _of_state(state) for state in outputs.states}
+    attention = outputs.attention
+    if attention is not None and attention.attention.kind == "self":
+        value, out = head_kernels(attention)
+        found[attention.attention.layer] = found.get(attention.attention.layer, {}) | _of_layer(
+            attention, value, out
+        )
+        found[attention.heads] = _of_heads(attention, value, out)
+    return found
 
-    zero = jnp.zeros_like(next(iter(sums.values())))
-    return {name: sums.get(name, zero) for name in STATISTICS}
+
+def _of_state(state: State) -> dict[str, Array]:
+    from saturation.measures.smoothing.similarity import hfc_lfc_stationary, similarity
+
+    tokens = state.valid.sum(axis=-1)
+    panel = similarity(state.model, state.valid)
+    sums = _sums(panel, tokens > 1) | _counts({"sequences": tokens > 1, "skipped": tokens == 1})
+    if state.kind == "layer":
+        sums[HFC_BEHIND] = panel["hfc_lfc"]
+        if state.causal:  # what only causal self-attention's states have
+            first = {"hfc_lfc_stationary": hfc_lfc_stationary(state.model, state.valid)}
+            sums |= _sums(first, tokens > 1) | _counts({"stationary": tokens > 1})
+    return sums
 
 
-def layer_arrays(forwards: ModelOutputs, path: str) -> dict[str, Array]:
-    """Return what is needed of one attention: its weights and output, and its heads' factors."""
-    import jax.numpy as jnp
-
+def head_kernels(attention: AttentionOutputs) -> tuple[Array, Array]:
+    """Return each head's diag(g) W_V and W_O (`kernels.split_heads`), in the widest float."""
     from saturation.models.kernels import attention_arrays, attention_kernels, split_heads
     from saturation.models.linalg import orthonormal_columns
 
-    def parameter(name: str) -> Array:
-        leaf = forwards.params
-        for key in name.split("/"):
-            leaf = leaf[key]
-        return jnp.asarray(leaf, jnp.result_type(float))
-
-    names = attention_arrays(forwards.config.parameter_shapes())[path]
-    arrays = {role: parameter(name) for role, name in names.items()}
+    path, config = attention.attention.path, attention.asked.config
+    names = attention_arrays(config.parameter_shapes())[path]
+    arrays = {role: attention.parameter(name) for role, name in names.items()}
     value, out = attention_kernels(arrays, orthonormal_columns)
-    value, out = split_heads(value, out, arrays["scale"], forwards.config.num_heads)
-    weights, output = (
-        forwards.at_temperature_one[f"{path}/{tap}"] for tap in ("weights", "output")
-    )
-    return {"value": value, "out": out, "weights": weights, "output": output}
+    return split_heads(value, out, arrays["scale"], attention.attention.num_heads)
 
 
-def _of_first_token(state: Array, valid: Array) -> dict[str, Array]:
-    """Return the sums of what only causal self-attention's states have."""
-    from saturation.measures.smoothing.similarity import hfc_lfc_stationary
-
-    counted = valid.sum(axis=-1) > 1
-    found = {"hfc_lfc_stationary": hfc_lfc_stationary(state, valid)}
-    return _sums(found, counted) | _counts({"stationary": counted})
-
-
-def _attention(
-    value: Array,
-    out: Array,
-    weights: Array,
-    output: Array,
-    state: Array,
-    left: Array,
-    end: Array,
-    valid: Array,
-    asked: Array,
-    causal: bool,
-    epsilon: float,
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return the sums of a layer, those of its heads averaged, and those of its heads, (heads,).
-
-    Args:
-      value, out: each head's diag(g) W_V and W_O, as `spectrum.split_heads` returns them.
-      weights: of the attention, (batch, heads, query, key).
-      output: what the attention adds to the stream, (batch, query, embed).
-      state: the stream before it.
-      left: how many layers are left in the stack, this one among them.
-      end: the stream after the last of them.
-      valid: which positions hold a token, (batch, query).
-      asked: of which sequences the layer's own operator is iterated, (batch,).
-      causal: whether queries attend to earlier keys alone.
-      epsilon: of the norm.
-    """
+def _of_layer(attention: AttentionOutputs, value: Array, out: Array) -> dict[str, Array]:
+    """Return the sums of a layer's own operator, and of each sequence what it forecasts."""
     import jax.numpy as jnp
 
     from saturation.measures.smoothing.operator import change_ahead, freeze, iterate_some, widened
     from saturation.measures.smoothing.similarity import hfc_lfc
 
-    counted, asked = valid.sum(axis=-1) > 1, asked & (valid.sum(axis=-1) > 1)
-    mean, of_heads = _heads(value, out, weights, state, valid, causal)
-
+    state, valid = attention.state, attention.valid
+    counted = valid.sum(axis=-1) > 1
+    iterated = attention.asked.iterated
+    asked = counted & (jnp.zeros(len(valid), bool) if iterated is None else iterated)
+    weights, epsilon = attention.weights.at_temperature_one, attention.attention.epsilon
     operator, start = freeze(weights, value, out, state, valid, epsilon)
     wide = start.astype(value.dtype)
     joint = _sums(iterate_some(widened(operator), wide, asked), asked)
-    states = (state, state + output, end)
-    after = jnp.where(valid[..., None], states[1], 0)
-    ahead = change_ahead(operator, start, after, left)
-    changes = _changes(ahead, *(hfc_lfc(x, valid) for x in states),
-                       left=left, counted=counted)  # fmt: skip
-    return mean | joint | changes | _counts({"joint_sequences": asked}), of_heads
+    after = jnp.where(valid[..., None], state + attention.output, 0)
+    ahead = change_ahead(operator, start, after, attention.left)
+    changes = (ahead, hfc_lfc(state, valid), hfc_lfc(state + attention.output, valid))
+    left = jnp.broadcast_to(jnp.asarray(attention.left), counted.shape)
+    of_sequences = dict(zip(OF_SEQUENCES, (*changes, counted, left), strict=True))
+    return joint | _counts({"joint_sequences": asked}) | of_sequences
 
 
-def _heads(
-    value: Array, out: Array, weights: Array, state: Array, valid: Array, causal: bool
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return the sums of what each head alone would do, averaged over heads, and one by one."""
+def _of_heads(attention: AttentionOutputs, value: Array, out: Array) -> dict[str, Array]:
+    """Return the matrices whose eigenvalues say what each head alone would do."""
     import jax.numpy as jnp
 
-    from saturation.measures.smoothing.forecast import attention_eigenvalues, forecast
+    from saturation.measures.smoothing.forecast import attention_block
     from saturation.measures.smoothing.similarity import token_rms
-    from saturation.models.linalg import eigenvalues
 
-    counted = valid.sum(axis=-1) > 1
-    values, tokens = attention_eigenvalues(weights, valid, causal)
+    causal, valid = attention.attention.causal, attention.valid
+    weights = attention.weights.at_temperature_one
     null_space = value.shape[-1] < value.shape[-2]
-    said = forecast(eigenvalues(out @ value), values, tokens, token_rms(state, valid), null_space)
-    counts = _counts({"forecasts": counted})
-    each = _sums(said, counted[:, None])
-    each |= {"forecasts": jnp.full(len(value), counts["forecasts"])}
-    mean = {name: of_head.mean(axis=-1) for name, of_head in said.items()}
-    return _sums(mean, counted) | counts, each
+    found = (
+        attention_block(weights, valid, causal),
+        out @ value,
+        token_rms(attention.state, valid),
+        valid,
+        jnp.asarray(causal),
+        jnp.asarray(null_space),
+    )
+    return dict(zip(MATRICES, found, strict=True))
+
+
+def on_host(found: Found) -> Found:
+    """Return the sums of what each head alone would do, from its matrices' eigenvalues."""
+    from saturation.measures.smoothing.forecast import forecast_sums
+
+    result = {scope: sums for scope, sums in found.items() if MATRICES[0] not in sums}
+    for scope, matrices in found.items():
+        if MATRICES[0] in matrices:
+            layer = scope.rpartition("/")[0].rpartition("/")[0]
+            given = {name: np.asarray(matrices[name]) for name in MATRICES}
+            mean, result[scope] = forecast_sums(**given)
+            result[layer] = result[layer] | mean
+    return result
+
+
+def finish(found: Found) -> Found:
+    """Return the sums of a layer's forecast beside what came, which takes the stack's end."""
+    ends = {
+        _stack_of(scope): found[scope][HFC_BEHIND]
+        for scope, sums in found.items()
+        if OF_SEQUENCES[0] in sums and np.all(sums["left"] == 1)
+    }
+    result = {}
+    for scope, sums in found.items():
+        kept = {k: v for k, v in sums.items() if k not in (*OF_SEQUENCES, HFC_BEHIND)}
+        if OF_SEQUENCES[0] in sums:
+            of_sequences = {name: np.asarray(sums[name]) for name in OF_SEQUENCES}
+            kept |= _changes(**of_sequences, end=np.asarray(ends[_stack_of(scope)]))
+        result[scope] = kept
+    return result
+
+
+def _stack_of(scope: str) -> str:
+    return scope.rpartition("layers_")[0]
 
 
 def _changes(
-    ahead: Array, before: Array, after: Array, end: Array, left: Array, counted: Array
-) -> dict[str, Array]:
+    ahead: np.ndarray,
+    before: np.ndarray,
+    after: np.ndarray,
+    counted: np.ndarray,
+    left: np.ndarray,
+    end: np.ndarray,
+) -> dict[str, Any]:
     """Return the sums of a layer's forecast beside what came: HFC/LFC before, after and in the end.
 
     Args:
       ahead: the forecast change of ln(HFC/LFC) a layer.
       before: HFC/LFC of the layer's input, (batch,).
       after: with what its self-attention added.
-      end: after the last layer of the stack.
-      left: how many layers that is away.
       counted: which sequences have two tokens or more.
+      left: how many layers are left in the stack, this one among them.
+      end: after the last layer of the stack.
     """
-    import jax.numpy as jnp
+    with np.errstate(divide="ignore", invalid="ignore"):
+        measured = np.log(after / before)
+        onward = np.log(end / before) / left
+        # Tokens all equal, or with no mean, have no such ratio; NaN of broken weights is kept.
+        infinite = [np.isinf(np.log(ratio)) for ratio in (before, after, end)]
+        compared = counted & ~np.isinf(ahead) & ~np.stack(infinite).any(axis=0)
+        decided = compared & ~(np.abs(ahead) < CLEAR)
 
-    measured = jnp.log(after / before)
-    onward = jnp.log(end / before) / left.astype(before.dtype)
-    # Tokens all equal, or with no mean, have no such ratio; NaN of broken weights is kept.
-    infinite = [jnp.isinf(jnp.log(ratio)) for ratio in (before, after, end)]
-    compared = counted & ~jnp.isinf(ahead) & ~jnp.stack(infinite).any(axis=0)
-    decided = compared & ~(jnp.abs(ahead) < CLEAR)
+    def agrees(change: np.ndarray) -> np.ndarray:
+        same = (np.sign(change) == np.sign(ahead)).astype(np.float64)
+        return np.where(np.isnan(change), np.nan, same)
 
-    def agrees(change: Array) -> Array:
-        same = (jnp.sign(change) == jnp.sign(ahead)).astype(change.dtype)
-        return jnp.where(jnp.isnan(change), jnp.nan, same)
-
-    changes: dict[str, Array] = {
-        "forecast_change": ahead,
-        "measured_change": measured,
-        "onward_change": onward,
-    }
-    signs: dict[str, Array] = {
-        "forecast_agrees": agrees(measured),
-        "onward_agrees": agrees(onward),
-    }
-    counts = _counts({"compared": compared, "decided": decided})
-    return _sums(changes, compared) | _sums(signs, decided) | counts
+    changes = {"forecast_change": ahead, "measured_change": measured, "onward_change": onward}
+    signs = {"forecast_agrees": agrees(measured), "onward_agrees": agrees(onward)}
+    counts = {"compared": compared, "decided": decided}
+    sums = _sums(changes, compared, np) | _sums(signs, decided, np)
+    return sums | {name: np.float64(each.sum()) for name, each in counts.items()}
 
 
-def _sums(values: dict[str, Array], counted: Array) -> dict[str, Array]:
+def _sums(values: Mapping[str, Any], counted: Any, numpy: Any = None) -> dict[str, Any]:
     """Return sums over the sequences that count, the first axis, of values and their squares."""
-    import jax.numpy as jnp
+    if numpy is None:
+        import jax.numpy as numpy
 
     found = {}
     for name, each in values.items():
-        kept = jnp.where(counted, each, 0)
+        kept = numpy.where(counted, each, 0)
         found |= {f"{name}_sum": kept.sum(axis=0), f"{name}_squares": (kept * kept).sum(axis=0)}
     return found
 
@@ -356,6 +336,8 @@ SMOOTHING = ActivationMeasure(
     source="Dovonon et al. 2025 (arXiv 2401.04301); the comparison layer by layer is ours",
     statistics=STATISTICS,
     observe=observe,
+    on_host=on_host,
+    finish=finish,
     metrics=metrics,
     version=2,
 )
