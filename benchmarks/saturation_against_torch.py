@@ -59,7 +59,7 @@ def write(folder: Path, size: str, seed: int) -> None:
         wide = {
             name: leaf.astype("float64") for name, leaf in flatten_dict(params, sep="/").items()
         }
-    settings = ActivationSettings(TokenBatch(tokens, tokens, "Zipf"), 4, SCALE)
+    settings = ActivationSettings(TokenBatch(tokens, tokens, "Zipf"), batch_size=4, scale=SCALE)
     observed = observe_arrays(config, wide, (SATURATION,), settings)()[SATURATION.name]
     total = {scope: sums for scope, sums in observed.items() if "/head_" not in scope}
     table = {

@@ -135,7 +135,10 @@ def measures(
     found = {}
     for name, (measure, compared, terms) in which.items():
         settings = ActivationSettings(
-            TokenBatch(tokens, tokens, "made"), len(tokens), terms=terms, limits=compared
+            TokenBatch(tokens, tokens, "made"),
+            batch_size=len(tokens),
+            terms=terms,
+            limits=compared,
         )
         observe, begun = observe_arrays(config, arrays, (measure,), settings), time.perf_counter()
         observe()

@@ -49,7 +49,7 @@ def random_t5(config: T5Config) -> dict[str, Any]:
 def programs(config: T5Config, params: Any, tokens: np.ndarray, joint: int = 0) -> dict[str, Any]:
     """The forward pass with all taps, and the measure, `joint` sequences iterated."""
     batch = TokenBatch(tokens, tokens, "made")
-    settings = ActivationSettings(batch, len(tokens), joint_sequences=joint)
+    settings = ActivationSettings(batch, batch_size=len(tokens), joint_sequences=joint)
 
     @jax.jit
     def forward(params):

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from saturation.models.base import Stage
@@ -28,7 +29,7 @@ class StagePrograms:
     def __init__(self, mesh: Mesh, rows: int) -> None:
         self._mesh, self._rows = mesh, rows
         self._jitted: dict[Hashable, Any] = {}
-        self._compiled: dict[Hashable, Any] = {}
+        self._compiled: set[Hashable] = set()
         self.progress = Progress("", "B", quiet=True)
 
     @property
@@ -56,16 +57,18 @@ class StagePrograms:
         leaves, structure = jax.tree.flatten(args)
         shown = tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves)
         signature = key, structure, shown
-        if signature not in self._compiled:
-            with self.progress.compiling():  # apart, so that it is in no rate
-                self._compiled[signature] = self._jitted[key].lower(*args).compile()
-        return self._compiled[signature](*args)
+        if signature in self._compiled:
+            return self._jitted[key](*args)
+        self._compiled.add(signature)
+        with self.progress.compiling():  # apart, so that it is in no rate
+            return self._jitted[key](*args)
 
     def _laid_out(self, function: Callable[..., Any], whole: bool) -> Callable[..., Any]:
         split, everywhere = over_data(self._mesh), replicated(self._mesh)
 
         def laid_out(*args: Any) -> Any:
-            def constrained(leaf: jax.Array) -> jax.Array:
+            def constrained(leaf: Any) -> jax.Array:
+                leaf = jnp.asarray(leaf)  # a measure may return what it knows as NumPy's
                 of_batch = leaf.ndim > 0 and leaf.shape[0] == self._rows and not whole
                 return jax.lax.with_sharding_constraint(leaf, split if of_batch else everywhere)
 
