@@ -1,14 +1,9 @@
-"""What the measure `smoothing` costs beside one forward pass of a T5, in time and in products.
+"""What the measure `smoothing` costs beside one forward pass of a T5.
 
     python benchmarks/smoothing.py [--size t5-base] [--sequences 8] [--length 128] [--repeats 3]
-    python benchmarks/smoothing.py --against TREE     # a checkout of another version
 
-Times, in one process and taking turns, the forward pass with taps alone and the same with
-`smoothing` on top, on random weights and tokens, and counts the floating-point operations of matrix
-products in both programs. Prints JSON, and a sentence.
-
-With --against it times the pass with `smoothing` as it is in TREE and as it is here (with
---joint-sequences N also with N iterated), each in a process of its own that works in its turn.
+Times, in one process and taking turns, the forward pass with all taps, and the measure's own pass
+through the stages, on random weights and tokens. Prints JSON, and a sentence.
 """
 
 from __future__ import annotations

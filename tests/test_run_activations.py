@@ -40,7 +40,9 @@ def test_neither_batch_size_nor_mesh_matter_and_sums_are_float64():
     """On 8 devices, each with a row, of which most are padding; and on 8 that split the model."""
     checkpoint, tokens = checkpoint_and_tokens()
     found = [
-        observe_checkpoint(checkpoint, (HEADS,), ActivationSettings(tokens, batch_size=size, mesh=mesh))
+        observe_checkpoint(
+            checkpoint, (HEADS,), ActivationSettings(tokens, batch_size=size, mesh=mesh)
+        )
         for size, mesh in ((1, None), (3, {"model": 8}), (2, {"data": 2, "model": 4}))
     ]
     for scope, statistics in found[0]["heads"].items():

@@ -6,6 +6,7 @@ between stages are the streams of every batch.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,13 +82,14 @@ class StagePass:
         self._joint_sequences = settings.joint_sequences_of(config)
         corpus = any(measure.needs_corpus for measure in measures)
         self._key_kinds = settings.key_kinds(config.vocab_size) if corpus else None
-        self._mesh = make_mesh(settings.mesh, 4 * config.num_parameters)
+        self.stages = needed_stages(config, self._needs)
         axes, shapes = config.parameter_axes(), config.parameter_shapes()
+        sizes = (sum(math.prod(shapes[n]) for n in s.parameters.values()) for s in self.stages)
+        self._mesh = make_mesh(settings.mesh, 4 * max(sizes))
         self._shardings = {
             name: parameter_sharding(self._mesh, axes[name], shape)
             for name, shape in shapes.items()
         }
-        self.stages = needed_stages(config, self._needs)
         self._observed_first: dict[Any, Stage] = {}
         self._programs: StagePrograms | None = None
 

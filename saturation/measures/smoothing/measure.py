@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saturation.measures.base import ActivationMeasure, Found, Rule, Statistics
+from saturation.measures.base import ActivationMeasure, Found, ModelShapes, Rule, Statistics
 from saturation.measures.means import divide
 from saturation.measures.spectrum.measure import CLEAR
 
 if TYPE_CHECKING:
     from jax import Array
 
-    from saturation.models.base import ModelConfig
+    from saturation.models.base import Attention, ModelConfig
     from saturation.models.outputs import AttentionOutputs, StageOutputs, State
 
 # What `similarity` returns of a state, `forecast` of a head and `operator.iterate` of a layer.
@@ -112,13 +112,23 @@ def observe(outputs: StageOutputs) -> Found:
     """Return the sums of the stage's states, and what its attention's forecasts are made of."""
     found = {state.scope: _of_state(state) for state in outputs.states}
     attention = outputs.attention
-    if attention is not None and attention.attention.kind == "self":
+    if attention is not None and _is_frozen_linear(attention.attention):
         value, out = head_kernels(attention)
         found[attention.attention.layer] = found.get(attention.attention.layer, {}) | _of_layer(
             attention, value, out
         )
         found[attention.heads] = _of_heads(attention, value, out)
     return found
+
+
+def _is_frozen_linear(attention: Attention) -> bool:
+    """Whether `operator` describes it: self-attention behind a norm that divides by the rms alone.
+
+    A norm that takes the mean off, one behind the attention, or heads that share their values give
+    another map; of those models the states alone are reported.
+    """
+    own_values = attention.num_key_value_heads == attention.num_heads
+    return attention.kind == "self" and attention.norm_kind == "rms" and own_values
 
 
 def _of_state(state: State) -> dict[str, Array]:
@@ -141,7 +151,7 @@ def head_kernels(attention: AttentionOutputs) -> tuple[Array, Array]:
     from saturation.models.linalg import orthonormal_columns
 
     path, config = attention.attention.path, attention.asked.config
-    names = attention_arrays(config.parameter_shapes())[path]
+    names = attention_arrays(ModelShapes(config.parameter_shapes(), config.attentions))[path]
     arrays = {role: attention.parameter(name) for role, name in names.items()}
     value, out = attention_kernels(arrays, orthonormal_columns)
     return split_heads(value, out, arrays["scale"], attention.attention.num_heads)
