@@ -32,7 +32,13 @@ from saturation.runs.activations import observe_checkpoint
 from saturation.runs.reduce import enable_x64
 from saturation.runs.settings import ActivationSettings
 from saturation.runs.stage_pass import StagePass
+from saturation.runs.stage_programs import StagePrograms
 from saturation.runtime.progress import Progress
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(StagePrograms, "compiler_options", QUICK)
 
 
 @pytest.mark.usefixtures("eight_devices")

@@ -26,6 +26,8 @@ class StagePrograms:
       rows: sequences of a batch.
     """
 
+    compiler_options: dict[str, Any] | None = None  # XLA's; tests compile quickly by them
+
     def __init__(self, mesh: Mesh, rows: int) -> None:
         self._mesh, self._rows = mesh, rows
         self._jitted: dict[Hashable, Any] = {}
@@ -53,7 +55,9 @@ class StagePrograms:
           whole: let all results lie whole on every device, so that each process can read them.
         """
         if key not in self._jitted:
-            self._jitted[key] = jax.jit(self._laid_out(function, whole))
+            self._jitted[key] = jax.jit(
+                self._laid_out(function, whole), compiler_options=self.compiler_options
+            )
         leaves, structure = jax.tree.flatten(args)
         shown = tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves)
         signature = key, structure, shown
