@@ -20,6 +20,7 @@ from saturation.measures.base import ActivationMeasure, Measure
 from saturation.measures.direction import MEASURE as DIRECTION
 from saturation.measures.heads import MEASURE as HEADS
 from saturation.measures.homogeneity import MEASURE as HOMOGENEITY
+from saturation.measures.loss import MEASURE as LOSS
 from saturation.measures.norms import MEASURE as NORMS
 from saturation.measures.saturation import MEASURE as SATURATION
 from saturation.measures.scan import MEASURE as SCAN
@@ -35,7 +36,17 @@ if TYPE_CHECKING:
 # In the order in which they are read.
 MEASURES: dict[str, Measure] = {
     measure.name: measure
-    for measure in (NORMS, DIRECTION, SPECTRUM, SATURATION, HEADS, HOMOGENEITY, SCAN, SMOOTHING)
+    for measure in (
+        LOSS,
+        NORMS,
+        DIRECTION,
+        SPECTRUM,
+        SATURATION,
+        HEADS,
+        HOMOGENEITY,
+        SCAN,
+        SMOOTHING,
+    )
 }
 
 

@@ -127,6 +127,9 @@ class ActivationMeasure:
       finish: {scope: {name: array}} of all stages -> the same with statistics in the place of what
         takes several stages, such as how a stack ended; of one batch.
       needs_corpus: whether it asks of every key token if it is common or distinct.
+      own_tokens: (tokens, the model's config, options) -> the tokens, with targets, that it takes a
+        forward of its own on; None where those given will do.
+      describe: likewise -> what `run.json` says of it under its name.
       version: raised when a metric or statistic of this name changes its meaning. Parts of another
         version are named and left out, so that no table mixes the two.
     """
@@ -141,6 +144,8 @@ class ActivationMeasure:
     on_host: Callable[[Found], Found] | None = None
     finish: Callable[[Found], Found] | None = None
     needs_corpus: bool = False
+    own_tokens: Callable[[Any, Any, Any], Any] | None = None
+    describe: Callable[[Any, Any, Any], dict[str, Any]] | None = None
     version: int = 1
 
     def filled(self, sums: Mapping[str, Any]) -> dict[str, Any]:

@@ -209,6 +209,7 @@ class RunState:
         for key, what in (
             ("activations", "tokens or settings"),
             ("corpus", "common and distinct tokens"),
+            ("loss", "objective"),
         ):
             if key in found and key in asked:
                 self._refuse_other_settings(what, found[key], asked[key])

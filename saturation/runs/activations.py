@@ -44,12 +44,13 @@ def measure_activations(
     kept: dict[tuple[Any, ...], StagePass] = {}
     # Here and not by the reader: processes agree on a mesh, for which only the main thread speaks.
     passes = [
-        _pass_of(trajectory[step], measures, settings, kept) for step, measures in todo.items()
+        _passes_of(trajectory[step], measures, settings, kept) for step, measures in todo.items()
     ]
     steps, at_once = list(todo), AT_ONCE if trajectory.remote else cores()
     read_in_turn = [
         (step, one_pass, stage)
-        for step, one_pass in zip(steps, passes, strict=True)
+        for step, several in zip(steps, passes, strict=True)
+        for one_pass in several
         for stage in one_pass.stages
     ]
 
@@ -67,13 +68,15 @@ def measure_activations(
                 yield on_every_process(lambda: next(read))
                 progress.advance(_nbytes(trajectory[step], stage), f"step {step}")
 
-        for (step, measures), one_pass in zip(todo.items(), passes, strict=True):
+        for (step, measures), several in zip(todo.items(), passes, strict=True):
             if any_process(stop.is_set()):
                 raise Stopped(
                     f"Stopped by a signal before step {step}. What was finished is in "
                     f"{folder.path}; run the same command again to compute the rest."
                 )
-            observed = one_pass.observe(parameters(step, one_pass), progress)
+            observed: Observed = {}
+            for one_pass in several:
+                observed |= one_pass.observe(parameters(step, one_pass), progress)
             for measure in measures:
                 columns = _columns(measure, observed)
                 write_part(folder, described, measure.name, ACTIVATIONS, (step, step), columns)
@@ -86,12 +89,14 @@ def observe_checkpoint(
 
     Args:
       checkpoint: of a model of a known family.
-      measures: share one pass through its stages.
+      measures: share one pass through its stages, but for those on tokens of their own.
       settings: the tokens and how they are run.
     """
-    one_pass = _pass_of(checkpoint, measures, settings, {})
-    parameters = (one_pass.place(checkpoint, stage) for stage in one_pass.stages)
-    return one_pass.observe(parameters, Progress("", "B", quiet=True))
+    observed: Observed = {}
+    for one_pass in _passes_of(checkpoint, measures, settings, {}):
+        parameters = (one_pass.place(checkpoint, stage) for stage in one_pass.stages)
+        observed |= one_pass.observe(parameters, Progress("", "B", quiet=True))
+    return observed
 
 
 def observe_arrays(
@@ -119,15 +124,30 @@ def observe_arrays(
     return lambda: one_pass.observe(parameters(), quiet)
 
 
-def _pass_of(
+def _passes_of(
     checkpoint: Checkpoint,
     measures: Sequence[ActivationMeasure],
     settings: ActivationSettings,
     kept: dict[tuple[Any, ...], StagePass],
-) -> StagePass:
-    """Return the pass for a checkpoint, the one in `kept` where there is one, compiled once."""
+) -> list[StagePass]:
+    """Return the passes for a checkpoint: one on the tokens, one for each measure on its own."""
     config = model_config(checkpoint)
     settings.refuse_other_vocabulary(config.vocab_size, checkpoint.path)
+    own = {measure.name: settings.on_own_tokens(measure, config) for measure in measures}
+    shared = [measure for measure in measures if own[measure.name] is settings]
+    apart = [[measure] for measure in measures if own[measure.name] is not settings]
+    return [
+        _pass_of(config, group, own[group[0].name], kept) for group in (shared, *apart) if group
+    ]
+
+
+def _pass_of(
+    config: ModelConfig,
+    measures: Sequence[ActivationMeasure],
+    settings: ActivationSettings,
+    kept: dict[tuple[Any, ...], StagePass],
+) -> StagePass:
+    """Return the pass for a model, the one in `kept` where there is one, compiled once."""
     key = (config, tuple(measure.name for measure in measures))
     if key not in kept:
         kept[key] = StagePass(config, measures, settings)

@@ -180,6 +180,7 @@ def _prepare(
         if settings.mesh:
             make_mesh(settings.mesh)  # refuses what does not fit the devices
         described["activations"] = settings.fingerprint()
+        described |= settings.describe_own_tokens(asked, trajectory)
         if needs_corpus([one.name for one in asked]):
             described["corpus"] = settings.describe_corpus()
     return parameters, described

@@ -10,6 +10,7 @@ import numpy as np
 from saturation.config.options import described
 from saturation.errors import MeasureError
 from saturation.measures import needs_corpus, needs_tokens
+from saturation.measures.base import ActivationMeasure, Measure
 from saturation.measures.scan.cooccurrence import key_kinds
 from saturation.measures.smoothing.measure import affordable_sequences
 from saturation.models.base import ModelConfig, config_of_parameters, model_config
@@ -101,6 +102,25 @@ class ActivationSettings:
             iterated = whole & (np.cumsum(whole) <= left)
             left -= int(iterated.sum())
             yield *tables, iterated
+
+    def on_own_tokens(self, measure: ActivationMeasure, config: ModelConfig) -> ActivationSettings:
+        """Return the settings that a measure is taken on: these, or with tokens of its own."""
+        if measure.own_tokens is None:
+            return self
+        tokens = measure.own_tokens(self.tokens, config, self.options)
+        if tokens is None:
+            return self
+        return ActivationSettings(tokens, corpus=self.corpus, options=self.options)
+
+    def describe_own_tokens(
+        self, measures: Sequence[Measure], trajectory: Trajectory
+    ) -> dict[str, Any]:
+        """Return {measure: what `run.json` says of its own tokens}."""
+        return {
+            one.name: one.describe(self.tokens, _model_of(trajectory), self.options)
+            for one in measures
+            if isinstance(one, ActivationMeasure) and one.describe is not None
+        }
 
     def refuse_other_models(self, parameters: Mapping[str, Parameter], path: str) -> None:
         """Raise where the parameters are of no known model, or it does not know all the tokens."""

@@ -194,7 +194,7 @@ class StagePass:
 
     def _batches(self) -> Iterator[_Batch]:
         """Yield the batches of tokens, before the first stage."""
-        names = [stack.name for stack in self._config.stacks]
+        names = [*(stack.name for stack in self._config.stacks), "targets"]
         sharding, rows = over_data(self._mesh), self._mesh.shape[DATA]
         for *tables, iterated in self._settings.batches(rows, self._joint_sequences):
             placed = [place(each.shape, sharding, each.__getitem__) for each in (*tables, iterated)]

@@ -47,6 +47,7 @@ class TokenBatch:
         decoder's tokens in some lines alone.
       special_tokens: the ids that the vocabulary put before and behind each sequence of one stack.
       mask_token: the id that hides a token from an encoder; None where nothing says it.
+      first_sentinel: the id of the first span that is cut out, where the vocabulary says one.
       targets: (sequences, length), what a forward of its own has to say at each position, −1 where
         nothing; None of tokens that are only read.
     """
@@ -60,6 +61,7 @@ class TokenBatch:
     decoder_input: str = GIVEN
     special_tokens: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
     mask_token: int | None = None
+    first_sentinel: int | None = None
     targets: Int32[np.ndarray, "sequences length"] | None = None
 
     @property
@@ -274,6 +276,8 @@ def _windows(
     }
     if one_stack:
         made_by |= {"special_tokens": (before, behind), "mask_token": mask_token(opened)}
+    elif opened.first_sentinel >= 0:
+        made_by["first_sentinel"] = opened.first_sentinel
     windows = (tokens[start : start + length].tolist() for start in starts)
     return [[*before, *window, *behind] for window in windows], made_by
 

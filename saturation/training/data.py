@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Int32
 
 from saturation.errors import ConfigError
-from saturation.text.vocabulary import Vocabulary
-from saturation.training.objectives import (
+from saturation.text.span_corruption import (
     SpanLengths,
     random_spans_mask,
     shift_right,
     spans_to_sentinels,
 )
+from saturation.text.vocabulary import Vocabulary
 
 
 class Batch(NamedTuple):

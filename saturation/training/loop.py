@@ -15,6 +15,7 @@ from saturation.models import T5
 from saturation.runtime.progress import Progress
 from saturation.runtime.signals import stop_requested
 from saturation.text.corpus import read_corpus
+from saturation.text.span_corruption import lengths_to_fill
 from saturation.text.vocabulary import embedding_rows, open_to_pretrain
 from saturation.training.config import PretrainConfig
 from saturation.training.data import SpanCorruptionBatches
@@ -27,7 +28,6 @@ from saturation.training.folder import (
     read_log,
     start_session,
 )
-from saturation.training.objectives import lengths_to_fill
 from saturation.training.optimizers import build_optimizer, build_schedule
 from saturation.training.step import TrainState, Update, initial_state, make_update, model_config
 from saturation.training.store import CheckpointWriter

@@ -20,7 +20,8 @@ from saturation.measures.spectrum.measure import CLEAR
 if TYPE_CHECKING:
     from jax import Array
 
-    from saturation.models.base import Attention, ModelConfig
+    from saturation.measures.smoothing.operator import Operator
+    from saturation.models.base import ModelConfig
     from saturation.models.outputs import AttentionOutputs, StageOutputs, State
 
 # What `similarity` returns of a state, `forecast` of a head and `operator.iterate` of a layer.
@@ -112,23 +113,13 @@ def observe(outputs: StageOutputs) -> Found:
     """Return the sums of the stage's states, and what its attention's forecasts are made of."""
     found = {state.scope: _of_state(state) for state in outputs.states}
     attention = outputs.attention
-    if attention is not None and _is_frozen_linear(attention.attention):
+    if attention is not None and attention.attention.kind == "self":
         value, out = head_kernels(attention)
         found[attention.attention.layer] = found.get(attention.attention.layer, {}) | _of_layer(
             attention, value, out
         )
         found[attention.heads] = _of_heads(attention, value, out)
     return found
-
-
-def _is_frozen_linear(attention: Attention) -> bool:
-    """Whether `operator` describes it: self-attention behind a norm that divides by the rms alone.
-
-    A norm that takes the mean off, one behind the attention, or heads that share their values give
-    another map; of those models the states alone are reported.
-    """
-    own_values = attention.num_key_value_heads == attention.num_heads
-    return attention.kind == "self" and attention.norm_kind == "rms" and own_values
 
 
 def _of_state(state: State) -> dict[str, Array]:
@@ -151,28 +142,62 @@ def head_kernels(attention: AttentionOutputs) -> tuple[Array, Array]:
     from saturation.models.linalg import orthonormal_columns
 
     path, config = attention.attention.path, attention.asked.config
+    if not attention.attention.stack:
+        return _kernels_of_one_stack(attention)
     names = attention_arrays(ModelShapes(config.parameter_shapes(), config.attentions))[path]
     arrays = {role: attention.parameter(name) for role, name in names.items()}
     value, out = attention_kernels(arrays, orthonormal_columns)
     return split_heads(value, out, arrays["scale"], attention.attention.num_heads)
 
 
+def _kernels_of_one_stack(attention: AttentionOutputs) -> tuple[Array, Array]:
+    """Return the same of a model of one stack, whose norm, if any, may take the mean off too."""
+    import jax.numpy as jnp
+
+    from saturation.models.kernels import shared_heads, split_heads
+
+    of = attention.attention
+    value, out = (attention.parameter(f"{of.path}/{name}/kernel") for name in ("value", "out"))
+    value = shared_heads(value, of.num_heads, of.num_key_value_heads)
+    scale = jnp.ones(len(value), value.dtype) if of.norm is None else attention.parameter(of.norm)
+    left, right = split_heads(value, out, scale, of.num_heads)
+    if of.norm_kind == "layer":
+        left = left - left.mean(axis=1, keepdims=True)
+    return left, right
+
+
+def _frozen(attention: AttentionOutputs, value: Array, out: Array) -> tuple[Operator, Array, Array]:
+    """Return the layer's own operator L, X₀, and L(X₀)."""
+    import jax.numpy as jnp
+
+    from saturation.measures.smoothing.operator import behind_norm, freeze
+
+    of, state, valid = attention.attention, attention.state, attention.valid
+    weights = attention.weights.at_temperature_one
+    operator, start = freeze(weights, value, out, state, valid, of.epsilon, of.norm_kind)
+    if of.branch_norm:
+        scale = attention.parameter(f"{of.layer}/post_attention_layer_norm/scale")
+        operator = behind_norm(operator, start, scale.astype(start.dtype), of.epsilon)
+    # Biases add the same to every token: they move the fixed point and are no part of L.
+    if any(name.endswith("/bias") for name in attention.stage.parameters):
+        return operator, start, operator(start)
+    return operator, start, jnp.where(valid[..., None], state + attention.output, 0)
+
+
 def _of_layer(attention: AttentionOutputs, value: Array, out: Array) -> dict[str, Array]:
     """Return the sums of a layer's own operator, and of each sequence what it forecasts."""
     import jax.numpy as jnp
 
-    from saturation.measures.smoothing.operator import change_ahead, freeze, iterate_some, widened
+    from saturation.measures.smoothing.operator import change_ahead, iterate_some, widened
     from saturation.measures.smoothing.similarity import hfc_lfc
 
     state, valid = attention.state, attention.valid
     counted = valid.sum(axis=-1) > 1
     iterated = attention.asked.iterated
     asked = counted & (jnp.zeros(len(valid), bool) if iterated is None else iterated)
-    weights, epsilon = attention.weights.at_temperature_one, attention.attention.epsilon
-    operator, start = freeze(weights, value, out, state, valid, epsilon)
+    operator, start, after = _frozen(attention, value, out)
     wide = start.astype(value.dtype)
     joint = _sums(iterate_some(widened(operator), wide, asked), asked)
-    after = jnp.where(valid[..., None], state + attention.output, 0)
     ahead = change_ahead(operator, start, after, attention.left)
     changes = (ahead, hfc_lfc(state, valid), hfc_lfc(state + attention.output, valid))
     left = jnp.broadcast_to(jnp.asarray(attention.left), counted.shape)
@@ -185,7 +210,6 @@ def _of_heads(attention: AttentionOutputs, value: Array, out: Array) -> dict[str
     import jax.numpy as jnp
 
     from saturation.measures.smoothing.forecast import attention_block
-    from saturation.measures.smoothing.similarity import token_rms
 
     causal, valid = attention.attention.causal, attention.valid
     weights = attention.weights.at_temperature_one
@@ -193,12 +217,30 @@ def _of_heads(attention: AttentionOutputs, value: Array, out: Array) -> dict[str
     found = (
         attention_block(weights, valid, causal),
         out @ value,
-        token_rms(attention.state, valid),
+        _mean_divisor(attention, value, out),
         valid,
         jnp.asarray(causal),
         jnp.asarray(null_space),
     )
     return dict(zip(MATRICES, found, strict=True))
+
+
+def _mean_divisor(attention: AttentionOutputs, value: Array, out: Array) -> Array:
+    """Return by what a norm divides a sequence's values, or what is made of them, on average."""
+    import jax.numpy as jnp
+
+    from saturation.measures.smoothing.operator import freeze
+    from saturation.measures.smoothing.similarity import token_rms
+
+    of, state, valid = attention.attention, attention.state, attention.valid
+    if of.branch_norm:
+        weights = attention.weights.at_temperature_one
+        operator, start = freeze(weights, value, out, state, valid, of.epsilon, None)
+        return token_rms(operator(start) - start, valid)
+    if of.norm_kind is None:
+        return jnp.ones(len(state), jnp.result_type(float))
+    centred = state - state.mean(axis=-1, keepdims=True) if of.norm_kind == "layer" else state
+    return token_rms(centred, valid)
 
 
 def on_host(found: Found) -> Found:

@@ -5,6 +5,10 @@ head h and H_h = diag(g) W_V^h W_O^h, the layer adds Σ_h A_h D⁻¹ X H_h to th
 L: X ↦ X + Σ_h A_h D⁻¹ X H_h gives exactly what the self-attention made of X, and what it would make
 if it acted again and again. No eigenvectors are taken: L of a causal attention is numerically
 defective, and complex modes have no phase of their own.
+
+A LayerNorm takes the mean off first, as H_h then does, and r_i is of what is left; without a norm
+r_i = 1; a norm behind the branch (OLMo 2) divides the rows of what is added by their own r_i
+instead. Biases add the same to every token and are no part of L, nor is a bound on values (OLMo).
 """
 
 from __future__ import annotations
@@ -58,6 +62,7 @@ def freeze(
     state: State,
     valid: Bool[Array, "batch query"],
     epsilon: float,
+    kind: str | None = "rms",
 ) -> tuple[Operator, State]:
     """Return L and X₀, with X₀ = 0 where there is no token, in the dtype of the state.
 
@@ -67,13 +72,33 @@ def freeze(
       state: the layer's input.
       valid: which positions hold a token.
       epsilon: what the norm adds to the mean square.
+      kind: of the norm that values are made of: "rms", "layer", or None where there is none.
     """
     start = jnp.where(valid[..., None], state, 0)
     both = valid[:, None, :, None] & valid[:, None, None, :]
-    divisor = jnp.where(valid, jnp.sqrt(jnp.square(start).mean(axis=-1) + epsilon), 1)
+    centred = start - start.mean(axis=-1, keepdims=True) if kind == "layer" else start
+    divisor = jnp.sqrt(jnp.square(centred).mean(axis=-1) + epsilon)
+    divisor = jnp.where(valid, divisor, 1) if kind else jnp.ones_like(divisor)
     kept = jnp.where(both, weights.astype(start.dtype), 0)
     left, right = value.astype(start.dtype), out.astype(start.dtype)
     return Operator(kept, divisor, left, right, valid), start
+
+
+def behind_norm(
+    operator: Operator, start: State, scale: Float[Array, " embed"], epsilon: float
+) -> Operator:
+    """Return L of an attention whose output an RMSNorm normalises, frozen at X₀.
+
+    Args:
+      operator: L without that norm.
+      start: X₀.
+      scale: g of that norm.
+      epsilon: what it adds to the mean square.
+    """
+    added = operator(start) - start
+    divisor = jnp.sqrt(jnp.square(added).mean(axis=-1) + epsilon)
+    weights = operator.weights / divisor[:, None, :, None]
+    return operator._replace(weights=weights, out=operator.out * scale)
 
 
 def widened(operator: Operator) -> Operator:
