@@ -22,7 +22,8 @@ OF_HEADS = {
     "scan": ("attention_entropy", "uniform_entropy", "mass_distinct", "uniform_distinct",
              "mass_common", "uniform_common", "distance_to_last", "speed", "snapped", "snap_step"),
 }  # fmt: skip
-EVERY = ("norms", "direction", *OF_LAYERS, *OF_HEADS)
+OF_MODEL = {"loss": ("loss", "loss_stderr", "perplexity", "tokens")}
+EVERY = (*OF_MODEL, "norms", "direction", *OF_LAYERS, *OF_HEADS)
 
 
 def layers(depth: int) -> list[str]:
@@ -58,8 +59,9 @@ def table(measures, steps, depth: int = 2, each: int = 2, seed: int = 0) -> pd.D
         elif measure == "direction":
             made += [direction(steps, seed)] if len(steps) > 1 else []
         else:
-            metrics = OF_LAYERS.get(measure) or OF_HEADS[measure]
+            metrics = (OF_MODEL | OF_LAYERS | OF_HEADS)[measure]
             scopes = layers(depth) if measure in OF_LAYERS else heads(depth, each)
+            scopes = ["total"] if measure in OF_MODEL else scopes
             made.append(_random(generator, measure, metrics, scopes, steps))
     return pd.concat(made, ignore_index=True)
 

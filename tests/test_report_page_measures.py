@@ -13,6 +13,7 @@ from saturation.report.page import build_page
 
 STEPS = (0, 10, 20, 40, 80)
 HEADINGS = {
+    "loss": ["Loss"],
     "norms": ["Growth", "Layers"],
     "direction": ["Direction", "Steps"],
     "spectrum": ["Spectrum of heads"],

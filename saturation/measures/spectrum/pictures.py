@@ -160,7 +160,8 @@ def effective(
     rows = eigenvalue_rows(run, stack, layer)
     rows = rows[rows["step"] == step]
     real, imaginary = (np.concatenate([[], *rows[part]]) for part in ("real", "imaginary"))
-    if not len(real):  # what heads add is normalised behind W_O, so that only H without g is known
+    if len(rows) and not len(real):
+        # What heads add is normalised behind W_O, so that only H without g is known.
         parts = ("real_unscaled", "imaginary_unscaled")
         real, imaginary = (np.concatenate([[], *rows[part]]) for part in parts)
     # The norms of other models than T5 divide by other numbers, or there is none before the values.
