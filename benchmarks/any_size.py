@@ -143,6 +143,7 @@ def measured(trajectory: Path, tokens: Path, out: Path, arguments: argparse.Name
         sys.executable, "-c", "import sys; from saturation.cli import main; sys.exit(main())",
         "measure", str(trajectory), "--measures", arguments.measures, "--out", str(out),
         "--tokens", str(tokens), "--length", str(arguments.length),
+        "--batch-size", str(arguments.batch_size),
     ]  # fmt: skip
     load, begun = os.getloadavg(), time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=2, help="sequences at a time")
     parser.add_argument("--measures", default=MEASURES)
     parser.add_argument("--out", type=Path, required=True, help="a folder with room for it")
     arguments = parser.parse_args()
@@ -176,7 +178,8 @@ def main() -> None:
     facts = {
         "size": arguments.size, "dtype": arguments.dtype, "parameters": config.num_parameters,
         "bytes": nbytes, "sequences": arguments.sequences, "length": arguments.length,
-        "measures": arguments.measures, "cores": os.cpu_count(), **found,
+        "batch_size": arguments.batch_size, "measures": arguments.measures,
+        "cores": os.cpu_count(), **found,
     }  # fmt: skip
     print(json.dumps(facts))
     print(

@@ -19,6 +19,7 @@ from saturation.runs.settings import ActivationSettings
 from saturation.runs.stage_pass import Observed, StagePass
 from saturation.runtime.processes import any_process, on_every_process
 from saturation.runtime.progress import Progress
+from saturation.runtime.tuning import give_memory_back
 from saturation.storage.parallel import AT_ONCE
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def measure_activations(
       MeasureError: the checkpoints are of no known model, or the tokens lie outside its vocabulary.
       Stopped: `stop` was set; the step at hand is written.
     """
+    give_memory_back()
     kept: dict[tuple[Any, ...], StagePass] = {}
     # Here and not by the reader: processes agree on a mesh, for which only the main thread speaks.
     passes = [
