@@ -414,7 +414,7 @@ def test_a_nan_is_counted_named_and_not_averaged_away(tmp_path: Path) -> None:
 
 
 def test_unknown_measures_and_shards_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(MeasureError, match="no measure 'norm'; there are: norms, direction"):
+    with pytest.raises(MeasureError, match="no measure 'norm'; there are: loss, norms, direction"):
         measured(folder, tmp_path / "r", ["norm"])
     for text in ("8/8", "-1/2", "1", "a/b"):
         with pytest.raises(MeasureError, match="--shard takes I/N"):

@@ -366,7 +366,7 @@ def test_it_is_compared_and_missed_and_explained(
     call(monkeypatch, "measures", "--json")
     assert json.loads(capsys.readouterr().out)["smallness"]["metrics"] == ["share_near_zero"]
     assert "metrics: share_near_zero\n" in shown + "\n"
-    with pytest.raises(MeasureError, match=r"there are: norms, .*, smallness"):
+    with pytest.raises(MeasureError, match=r"there are: loss, norms, .*, smallness"):
         saturation.measure(opened, ["nothing"], str(tmp_path / "none"))
 
 

@@ -103,8 +103,8 @@ def test_runs_are_compared_relative_to_their_start():
 
 
 def test_missing_measures_and_few_points_are_said():
-    assert "Not measured: direction, spectrum, saturation," in build({"run": norms()}).text
-    assert "Not measured: norms, spectrum, saturation," in build({"run": direction()}).text
+    assert "Not measured: loss, direction, spectrum, saturation," in build({"run": norms()}).text
+    assert "Not measured: loss, norms, spectrum, saturation," in build({"run": direction()}).text
     few = build({"run": norms((0, 1, 2))})
     assert "3 checkpoints are too few for a growth law" in few.text
     assert "Growth laws" not in few.text

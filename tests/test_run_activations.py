@@ -90,11 +90,13 @@ def passed(config, flat, measures=(SATURATION, HEADS), **settings):
     return one_pass, one_pass.observe(parameters, Progress("", "B", quiet=True))
 
 
+@pytest.mark.slow  # compiles dozens of programs
 def test_the_number_of_programs_does_not_grow_with_depth():
     three, five = (passed(*deeper(layers))[0] for layers in (3, 5))
     assert three.programs_compiled == five.programs_compiled > 0
 
 
+@pytest.mark.slow  # compiles dozens of programs
 def test_stage_by_stage_gives_what_one_program_of_the_whole_model_gives():
     config, flat = deeper(2)
     measures = (SATURATION, HEADS, HOMOGENEITY, SMOOTHING)
