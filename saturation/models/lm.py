@@ -13,7 +13,7 @@ Sources: `lm_settings` names the paper of each family, and transformers' code is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import reduce
 from operator import mul
 from typing import Any
@@ -26,13 +26,13 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from saturation.attention import at_least_float32, attend, attention_scores, tempered_softmax
 from saturation.errors import ArgumentError
+from saturation.models.inputs import Temperatures, checked_tokens, temperatures_by_path
 from saturation.models.layers import Embedding
 from saturation.models.lm_config import LMConfig
 from saturation.models.rotary import Rotary
 
 Taps = dict[str, Array]
 Streams = dict[str, Array]
-Temperatures = Mapping[str, ArrayLike]
 
 PADDING = -1  # stands where a row has no token, since every other id can be one's
 KERNEL = nn.initializers.normal(stddev=0.02)
@@ -118,9 +118,9 @@ class LM(nn.Module):
           ArgumentError: tokens that are not integers of shape (batch, length), more of them than
             there are positions, or a temperature that cannot be used.
         """
-        ids = self._checked(tokens)
+        ids = checked_tokens("tokens", tokens)
         valid = valid_tokens(self.config, ids) if mask is None else jnp.asarray(mask)
-        temperatures = self._temperatures(temperature)
+        temperatures = temperatures_by_path(self.config.attention_names(), temperature)
         streams = self.embed(ids, valid, None if segments is None else jnp.asarray(segments))
         taps: Taps = {"embedding": streams["x"]}
         for i, (block, path) in enumerate(zip(self.layers, temperatures, strict=True)):
@@ -165,15 +165,6 @@ class LM(nn.Module):
             x = self.token_embedder.attend(x)
         return self.logits_dense(x) if config.has_head else x
 
-    def _checked(self, tokens: ArrayLike) -> Int[Array, "batch length"]:
-        ids = jnp.asarray(tokens)
-        if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise ArgumentError(
-                f"tokens must be integers of shape (batch, length), but they are {ids.dtype} of "
-                f"shape {ids.shape}."
-            )
-        return ids
-
     def _check_length(self, length: int) -> None:
         config = self.config
         if config.max_positions and length > (
@@ -182,18 +173,6 @@ class LM(nn.Module):
             raise ArgumentError(
                 f"The model has learned positions for {most} tokens, and these rows have {length}."
             )
-
-    def _temperatures(self, temperature: ArrayLike | Temperatures) -> Temperatures:
-        """The temperature of every attention by its path, in the order of the layers."""
-        names = self.config.attention_names()
-        if not isinstance(temperature, Mapping):
-            return dict.fromkeys(names, temperature)
-        unknown = sorted(set(temperature) - set(names))
-        if unknown:
-            raise ArgumentError(
-                f"No attention is called {unknown[0]!r}; the model's are {', '.join(names)}."
-            )
-        return {name: temperature.get(name, 1.0) for name in names}
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ normalised stream, and the stream is normalised once more at the end of each sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from saturation.attention import at_least_float32
-from saturation.errors import ArgumentError
 from saturation.models.base import ATTENTION_TAPS, Arrays, Streams, Taps
 from saturation.models.config import ATTENTIONS, NORM_BEFORE, SELF_ATTENTIONS, T5Config
+from saturation.models.inputs import Temperatures, checked_tokens, temperatures_by_path
 from saturation.models.layers import (
     Embedding,
     FeedForward,
@@ -28,8 +28,6 @@ from saturation.models.layers import (
     RelativePositionBias,
     RMSNorm,
 )
-
-Temperatures = Mapping[str, ArrayLike]
 
 
 def valid_encoder_tokens(
@@ -119,7 +117,7 @@ class T5(nn.Module):
     ) -> tuple[Float[Array, "batch length embed"], Taps]:
         """Return the encoder's output and taps; arguments as for the whole model."""
         _refuse_positional("encode", "encoder_input_tokens", unexpected)
-        tokens = {"encoder": _checked_tokens("encoder_input_tokens", encoder_input_tokens)}
+        tokens = {"encoder": checked_tokens("encoder_input_tokens", encoder_input_tokens)}
         streams, taps = self._through("encoder", {}, tokens, temperature)
         return streams["encoded"], taps if attention_weights else _without_inner(taps)
 
@@ -136,8 +134,8 @@ class T5(nn.Module):
         names = "encoded, encoder_input_tokens, decoder_input_tokens"
         _refuse_positional("decode", names, unexpected)
         tokens = {
-            "encoder": _checked_tokens("encoder_input_tokens", encoder_input_tokens),
-            "decoder": _checked_tokens("decoder_input_tokens", decoder_input_tokens),
+            "encoder": checked_tokens("encoder_input_tokens", encoder_input_tokens),
+            "decoder": checked_tokens("decoder_input_tokens", decoder_input_tokens),
         }
         streams, taps = self._through("decoder", {"encoded": encoded}, tokens, temperature)
         _, head = self.run_stage(Place("decoder", None, "head"), streams, tokens)
@@ -171,7 +169,7 @@ class T5(nn.Module):
         self, stack: str, streams: Streams, tokens: Arrays, temperature: ArrayLike | Temperatures
     ) -> tuple[Streams, Taps]:
         """Return the streams behind a stack's last norm, and every tap by its path."""
-        temperatures = self._temperatures(temperature)
+        temperatures = temperatures_by_path(self.config.attention_names(), temperature)
         taps: Taps = {}
         for place in places(self.config, stack):
             found, inner = self.run_stage(place, streams, tokens, temperatures.get(place.path, 1.0))
@@ -180,18 +178,6 @@ class T5(nn.Module):
             if place.scope is not None:
                 taps[place.scope] = streams[place.state]
         return streams, taps
-
-    def _temperatures(self, temperature: ArrayLike | Temperatures) -> Temperatures:
-        """The temperature of every attention by its path."""
-        names = self.config.attention_names()
-        if not isinstance(temperature, Mapping):
-            return dict.fromkeys(names, temperature)
-        unknown = sorted(set(temperature) - set(names))
-        if unknown:
-            raise ArgumentError(
-                f"No attention is called {unknown[0]!r}; the model's are {', '.join(names)}."
-            )
-        return {name: temperature.get(name, 1.0) for name in names}
 
 
 class ResidualStack(nn.Module):
@@ -350,13 +336,3 @@ def _refuse_positional(method: str, names: str, unexpected: tuple[Any, ...]) -> 
             f"The temperature is given by keyword: {call}. Found {len(unexpected)} more positional "
             "argument(s); T5X's modules take targets there, which are no temperatures."
         )
-
-
-def _checked_tokens(name: str, tokens: ArrayLike) -> Int[Array, "batch length"]:
-    array = jnp.asarray(tokens)
-    if array.ndim != 2 or not jnp.issubdtype(array.dtype, jnp.integer):
-        raise ArgumentError(
-            f"{name} must be integers of shape (batch, length), but they are {array.dtype} of "
-            f"shape {array.shape}."
-        )
-    return array
