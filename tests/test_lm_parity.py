@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 import numpy as np
 import pytest
 from test_models_lm import difference, forward
-from test_transformers_parity import VARIABLE, interpreters
+from test_transformers_parity import interpreters, written_by
 from transformers_lms import KINDS
 
 from saturation.checkpoints import open_checkpoint
@@ -16,15 +13,7 @@ from saturation.checkpoints import open_checkpoint
 
 @pytest.fixture(scope="module", params=interpreters(), ids=lambda path: str(path).split("/bin")[0])
 def by_transformers(request, tmp_path_factory):
-    if request.param is None:
-        pytest.skip(
-            f"needs the extra `parity`, or {VARIABLE}: interpreters that have torch and "
-            "transformers, with ':' between"
-        )
-    folder = tmp_path_factory.mktemp("lms")
-    script = Path(__file__).with_name("transformers_lms.py")
-    subprocess.run([request.param, str(script), str(folder)], check=True, timeout=600)
-    return folder
+    return written_by(request.param, "transformers_lms.py", tmp_path_factory.mktemp("lms"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,17 +36,21 @@ def interpreters():
     return [sys.executable if here else None]
 
 
-@pytest.fixture(scope="module", params=interpreters(), ids=lambda path: str(path).split("/bin")[0])
-def by_transformers(request, tmp_path_factory):
-    if request.param is None:
+def written_by(interpreter, script, folder):
+    """The folder, in which a script beside this file has written models and what they compute."""
+    if interpreter is None:
         pytest.skip(
             f"needs the extra `parity`, or {VARIABLE}: interpreters that have torch and "
             "transformers, with ':' between"
         )
-    folder = tmp_path_factory.mktemp("transformers")
-    script = Path(__file__).with_name("transformers_models.py")
-    subprocess.run([request.param, str(script), str(folder)], check=True, timeout=600)
+    path = Path(__file__).with_name(script)
+    subprocess.run([interpreter, str(path), str(folder)], check=True, timeout=600)
     return folder
+
+
+@pytest.fixture(scope="module", params=interpreters(), ids=lambda path: str(path).split("/bin")[0])
+def by_transformers(request, tmp_path_factory):
+    return written_by(request.param, "transformers_models.py", tmp_path_factory.mktemp("t5s"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
