@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saturation.errors import ConfigError
+from saturation.text import span_corruption
 from saturation.text import vocabulary as tokens
 from saturation.text.corpus import read_corpus
-from saturation.training import data, objectives
+from saturation.training import data
 
 BYTES = tokens.ByteVocabulary()
 
@@ -91,29 +92,29 @@ def test_a_file_that_is_no_sentencepiece_model_is_refused(tmp_path):
 @given(st.integers(3, 700), st.floats(0.05, 0.5), st.floats(2.0, 20.0))
 def test_the_text_is_the_longest_whose_corruption_fits(inputs, density, mean):
     try:
-        lengths = objectives.lengths_to_fill(inputs, density, mean)
+        lengths = span_corruption.lengths_to_fill(inputs, density, mean)
     except ConfigError:
         return
     assert lengths.inputs <= inputs
-    assert objectives.lengths_of_text(lengths.text + 1, density, mean).inputs > inputs
+    assert span_corruption.lengths_of_text(lengths.text + 1, density, mean).inputs > inputs
     assert lengths.text == lengths.inputs - 1 - lengths.spans + lengths.noise
 
 
 def test_lengths_are_t5s_own():
-    lengths = objectives.lengths_to_fill(512, 0.15, 3.0)
+    lengths = span_corruption.lengths_to_fill(512, 0.15, 3.0)
     assert (lengths.text, lengths.targets) == (568, 114)  # T5's objectives/span.gin
 
 
 def test_more_spans_than_sentinels_are_refused():
     with pytest.raises(ConfigError, match=r"make 1\d\d masked spans .* at most 100"):
-        objectives.lengths_to_fill(2100, 0.15, 3.0)
+        span_corruption.lengths_to_fill(2100, 0.15, 3.0)
     with pytest.raises(ConfigError, match="an input_length of at least 3, got 2"):
-        objectives.lengths_to_fill(2, 0.15, 3.0)
+        span_corruption.lengths_to_fill(2, 0.15, 3.0)
 
 
 def test_every_segmentation_is_equally_likely():
     rng = np.random.default_rng(0)
-    draws = objectives.random_segmentation(rng, 30_000, items=6, segments=3)
+    draws = span_corruption.random_segmentation(rng, 30_000, items=6, segments=3)
     counts = collections.Counter(map(tuple, draws.tolist()))
     possible = {p for p in itertools.product(range(1, 7), repeat=3) if sum(p) == 6}
     assert counts.keys() == possible
@@ -125,8 +126,8 @@ def test_every_segmentation_is_equally_likely():
 @settings(max_examples=50)
 @given(st.integers(10, 200), st.integers(0, 2**32))
 def test_masks_have_the_density_begin_with_text_and_end_with_noise(text, seed):
-    lengths = objectives.lengths_of_text(text, 0.15, 3.0)
-    mask = objectives.random_spans_mask(np.random.default_rng(seed), 4, lengths)
+    lengths = span_corruption.lengths_of_text(text, 0.15, 3.0)
+    mask = span_corruption.random_spans_mask(np.random.default_rng(seed), 4, lengths)
     assert (mask.sum(axis=1) == lengths.noise).all()
     assert not mask[:, 0].any()
     assert mask[:, -1].all()
@@ -137,15 +138,17 @@ def test_masks_have_the_density_begin_with_text_and_end_with_noise(text, seed):
 def test_spans_are_replaced_as_in_the_papers_figure():
     text = np.array([[10, 11, 12, 13, 14, 15, 16]], dtype=np.int32)
     mask = np.array([[0, 0, 1, 1, 0, 0, 1]], dtype=bool)
-    assert objectives.spans_to_sentinels(text, mask, 99).tolist() == [[10, 11, 99, 14, 15, 98, 1]]
-    assert objectives.spans_to_sentinels(text, ~mask, 99).tolist() == [[99, 12, 13, 98, 16, 1]]
+    assert span_corruption.spans_to_sentinels(text, mask, 99).tolist() == [
+        [10, 11, 99, 14, 15, 98, 1]
+    ]
+    assert span_corruption.spans_to_sentinels(text, ~mask, 99).tolist() == [[99, 12, 13, 98, 16, 1]]
 
 
 def test_rows_of_unequal_length_are_refused():
     mask = np.array([[0, 1, 0], [0, 0, 0]], dtype=bool)
     mask[0, 2] = True
     with pytest.raises(ValueError, match="as many masked tokens"):
-        objectives.spans_to_sentinels(np.zeros((2, 3), np.int32), mask, 99)
+        span_corruption.spans_to_sentinels(np.zeros((2, 3), np.int32), mask, 99)
 
 
 # --- batches ------------------------------------------------------------------------------------
@@ -153,7 +156,7 @@ def test_rows_of_unequal_length_are_refused():
 
 def _batches(seed=0, inputs=64, batch=5):
     corpus = read_corpus()
-    lengths = objectives.lengths_to_fill(inputs, 0.15, 3.0)
+    lengths = span_corruption.lengths_to_fill(inputs, 0.15, 3.0)
     return data.SpanCorruptionBatches(BYTES.encode(corpus.text), BYTES, lengths, batch, seed)
 
 
@@ -200,7 +203,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 
 def test_a_text_shorter_than_an_example_is_refused():
-    lengths = objectives.lengths_to_fill(64, 0.15, 3.0)
+    lengths = span_corruption.lengths_to_fill(64, 0.15, 3.0)
     with pytest.raises(ConfigError, match="the text has 5 tokens and one example takes 70"):
         data.SpanCorruptionBatches(BYTES.encode("short"), BYTES, lengths, 2, 0)
 

@@ -1,7 +1,8 @@
 """Pretraining of small models by whose checkpoints the rest of the package is fed.
 
-Text becomes tokens (`tokens`), tokens become batches (`objectives`, `data`), an optimizer of
-`optimizers` moves the parameters, and `loop` writes the trajectory that `open_trajectory` reads.
+Text becomes tokens (`text.vocabulary`), tokens become batches (`data`, by `text.span_corruption`),
+an optimizer of `optimizers` moves the parameters, and `loop` writes the trajectory that
+`open_trajectory` reads.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ def train_t5(case: SmallT5, seed: int) -> dict[str, Any]:
 
     from saturation.models import T5, T5Config
     from saturation.text.corpus import read_corpus
+    from saturation.text.span_corruption import lengths_to_fill
     from saturation.text.vocabulary import ByteVocabulary, embedding_rows
     from saturation.training.data import SpanCorruptionBatches
-    from saturation.training.objectives import lengths_to_fill
     from saturation.training.step import cross_entropy
 
     vocabulary = ByteVocabulary()
