@@ -43,7 +43,6 @@ def write(folder: Path, size: str, seed: int) -> None:
     from saturation.measures.saturation.measure import SATURATION
     from saturation.models import T5, T5Config
     from saturation.runs.activations import observe_arrays
-    from saturation.runs.reduce import enable_x64
     from saturation.runs.settings import ActivationSettings
     from saturation.text.sequences import TokenBatch
 
@@ -55,7 +54,7 @@ def write(folder: Path, size: str, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "weights.npz", **flatten_dict(jax.device_get(params), sep="/"))
 
-    with enable_x64(True):
+    with jax.enable_x64(True):
         wide = {
             name: leaf.astype("float64") for name, leaf in flatten_dict(params, sep="/").items()
         }

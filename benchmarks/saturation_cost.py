@@ -41,7 +41,6 @@ from saturation.measures.means import cosine
 from saturation.measures.saturation.measure import SATURATION
 from saturation.models import T5, T5Config
 from saturation.runs.activations import observe_arrays
-from saturation.runs.reduce import enable_x64
 from saturation.runs.settings import ActivationSettings
 from saturation.text.sequences import TokenBatch
 
@@ -119,7 +118,7 @@ def limits(config: T5Config, params: Any, tokens: np.ndarray) -> Candidates:
     """The parameter limit of every layer, with 1 and 4 terms, in float32 and float64."""
     run = partial(states, config, tokens)
     found = {}
-    with enable_x64(True):
+    with jax.enable_x64(True):
         for name, leaves in (("float32", params), ("float64", widened(params))):
             for terms in (1, 4):
                 found[f"saturate_{terms}_{name}"] = compiled(saturate(run, terms), leaves)
@@ -159,7 +158,7 @@ def agreement(config: T5Config, params: Any, tokens: np.ndarray) -> dict[str, fl
     def limit(leaves):
         return saturate(run)(leaves), count_ties(run)(leaves)
 
-    with enable_x64(True):
+    with jax.enable_x64(True):
         soft = jax.jit(run)(params)
         (narrow, narrow_ties), (wide, wide_ties) = limit(params), limit(widened(params))
         means, apart = [], []
@@ -189,7 +188,7 @@ def layer_memory(name: str) -> dict[str, float]:
 
     function = saturate(partial(encode, temperature=1.0), 4) if limit else encode
     rng = np.random.default_rng(0)
-    with enable_x64(dtype == jnp.float64), jax.default_matmul_precision("highest"):
+    with jax.enable_x64(dtype == jnp.float64), jax.default_matmul_precision("highest"):
         shapes = jax.eval_shape(lambda: parameters_of(config, tokens))
         params = {
             key: jax.tree.map(

@@ -23,7 +23,6 @@ from t5_reference import nested
 
 from saturation.measures import MEASURES
 from saturation.measures.base import COMBINE, STEP, ActivationMeasure
-from saturation.runs.reduce import enable_x64
 from saturation.runtime.sharding import make_mesh, over_data, parameter_sharding
 
 ACTIVATIONS = [m for m in MEASURES.values() if isinstance(m, ActivationMeasure)]
@@ -34,7 +33,7 @@ TRACES = []
 
 @pytest.fixture(autouse=True)
 def x64(highest_precision):
-    with enable_x64(True):
+    with jax.enable_x64(True):
         yield
 
 

@@ -13,7 +13,6 @@ from jax.test_util import check_grads
 
 from saturation.attention import attention, tempered_softmax
 from saturation.errors import ArgumentError, SaturationError
-from saturation.runs.reduce import enable_x64
 
 DTYPES = [jnp.bfloat16, jnp.float16, jnp.float32]
 
@@ -42,7 +41,7 @@ def random_scores(shape=(2, 3, 5, 7), scale=3.0, seed=0):
 @pytest.mark.parametrize("temperature", [0, 1e-30, 1e-3, 0.1, 1, 3.0, 1e6])
 def test_equals_the_closed_form_in_float64(temperature):
     scores = random_scores()
-    with enable_x64(True):
+    with jax.enable_x64(True):
         weights = tempered_softmax(jnp.asarray(scores), temperature)
         assert weights.dtype == jnp.float64
         np.testing.assert_allclose(weights, exact_softmax(scores, temperature), atol=1e-15)
@@ -78,7 +77,7 @@ def test_temperature_zero_is_the_argmax_with_ties_shared(row, allowed):
 def test_halving_temperatures_converge_to_zero():
     scores = np.round(random_scores(scale=2))  # integers: gaps are at least 1, and ties are real
     limit = exact_softmax(scores, 0)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         for k in range(12):
             weights = np.asarray(tempered_softmax(jnp.asarray(scores), 2.0**-k))
             bound = scores.shape[-1] * np.exp(-(2.0**k))
@@ -132,7 +131,7 @@ def test_gradients_at_infinite_scores_are_those_of_the_ties_they_make():
 
 
 def test_second_derivatives_at_a_tie():
-    with enable_x64(True):
+    with jax.enable_x64(True):
         scores = jnp.array([1.0, 1.0, 0.3])
         check_grads(tempered_softmax, (scores, jnp.asarray(0.7)), order=2)
 
@@ -145,7 +144,7 @@ def test_scores_whose_difference_is_subnormal_are_no_tie():
 def test_gradients_match_finite_differences():
     scores = random_scores((2, 5), scale=1)
     keys = np.array([[True, True, False, True, True], [False] * 5])
-    with enable_x64(True):
+    with jax.enable_x64(True):
         for where in (None, keys):
             check_grads(
                 lambda s, t, where=where: tempered_softmax(s, t, where=where),
@@ -157,7 +156,7 @@ def test_gradients_match_finite_differences():
 
 def test_the_gradient_of_a_temperature_for_each_key():
     tau = np.array([0.5, 1.0, 2.0, 0.3, 0.8])
-    with enable_x64(True):
+    with jax.enable_x64(True):
         scores = jnp.asarray(random_scores((2, 5), scale=1))
         difference = scores - scores.max(-1, keepdims=True)
         np.testing.assert_allclose(
@@ -169,7 +168,7 @@ def test_the_gradient_of_a_temperature_for_each_key():
 @pytest.mark.parametrize("dtype", [*DTYPES, jnp.float64])
 @pytest.mark.parametrize("temperature", [0.0, 1e-30, 1e-25, 1e-12, 1e-3, 1.0, 1e30])
 def test_gradients_are_finite_at_every_temperature_and_zero_at_zero(dtype, temperature):
-    with enable_x64(dtype == jnp.float64):
+    with jax.enable_x64(dtype == jnp.float64):
         scores = jnp.asarray(random_scores((3, 6))).astype(dtype)
         scores = scores.at[0, 1].set(scores[0].max())  # a tie
         scores = scores.at[1].set(0.0)
@@ -268,7 +267,7 @@ def test_attention_is_the_sum_over_keys():
     rng = np.random.default_rng(0)
     query, key, value = (rng.normal(size=(2, n, 3, 4)) for n in (5, 7, 7))
     bias, mask = rng.normal(size=(1, 3, 5, 7)), rng.random((2, 1, 1, 7)) > 0.3
-    with enable_x64(True):
+    with jax.enable_x64(True):
         output, weights = attention(
             *(jnp.asarray(x) for x in (query, key, value)),
             bias=jnp.asarray(bias), mask=jnp.asarray(mask), temperature=0.5,

@@ -23,7 +23,6 @@ from saturation.attention import tempered_softmax
 from saturation.measures.heads.measure import HEADS
 from saturation.measures.means import mean_and_error, sum_names, sums_over_sequences
 from saturation.models import T5
-from saturation.runs.reduce import enable_x64
 
 
 def by_brute_force(config, flat, encoder, decoder):
@@ -66,7 +65,7 @@ def one_query(path, weights, query, encoder_valid):
 @pytest.mark.parametrize("positions", [True, False])
 def test_heads_agree_with_brute_force(form, positions):
     config, flat, params, tokens = case(form, dtype=np.float64, positions=positions)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         found = observe_table(HEADS, config, params, tokens)
     expected = by_brute_force(config, flat, *tokens)
     assert set(found) == set(expected)
@@ -101,7 +100,7 @@ def test_planted_ties_are_counted_though_a_cpu_breaks_them(heads, length):
         limits = [made[path].limit_weights for path in paths]
         return [made[path].attended_keys for path in paths], limits
 
-    with enable_x64(True):
+    with jax.enable_x64(True):
         as_is, in_limit = observed(params)
     copies = tokens[0][:, None, :] == tokens[0][:, :, None]  # which keys are copies of which
     for keys, limit in zip(as_is, in_limit, strict=True):
@@ -121,7 +120,7 @@ def test_in_float32_scores_are_compared_to_the_bit_and_that_is_said():
 
 def test_the_limit_is_counted_where_it_is_asked_for():
     config, _, params, tokens = case(dtype=np.float64)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         observe = jitted(HEADS, config, limits=("attention",))
         found = completed(HEADS, observe(params, *tokens))
     for statistics in found.values():
@@ -229,7 +228,7 @@ def test_a_mean_and_its_error_over_sequences():
     values = rng.normal(size=(2, 7, 5)) + 3
     lengths = np.array([5, 4, 3, 5, 2, 1, 0])
     valid = np.arange(5) < lengths[:, None]
-    with enable_x64(True):
+    with jax.enable_x64(True):
         sums = jax.device_get(sums_over_sequences("x", jnp.asarray(values), jnp.asarray(valid)))
     found = mean_and_error("x", sums)
     for group in range(2):
@@ -240,7 +239,7 @@ def test_a_mean_and_its_error_over_sequences():
         assert found["x"][group] == pytest.approx(ratio, rel=1e-12)
         assert found["x_stderr"][group] == pytest.approx(np.sqrt(variance), rel=1e-9)
 
-    with enable_x64(True):
+    with jax.enable_x64(True):
         whole = jax.device_get(
             sums_over_sequences("x", jnp.asarray(values[:1]), jnp.ones((7, 5), bool))
         )

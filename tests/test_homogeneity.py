@@ -20,14 +20,13 @@ from saturation.measures.homogeneity.measure import (
     local_degree,
 )
 from saturation.models import T5
-from saturation.runs.reduce import enable_x64
 
 GRID = (0.5, 1.0, 7.0, 300.0)
 
 
 @pytest.fixture(autouse=True)
 def x64():
-    with enable_x64(True):
+    with jax.enable_x64(True):
         yield
 
 

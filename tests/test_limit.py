@@ -12,7 +12,6 @@ import pytest
 from saturation.attention import tempered_softmax
 from saturation.errors import LimitError
 from saturation.limit import Limit, saturate, scale_parameters
-from saturation.runs.reduce import enable_x64
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((5, 6))
@@ -23,7 +22,7 @@ MASK = np.tril(np.ones((5, 5), bool))
 
 @pytest.fixture(autouse=True)
 def float64():
-    with enable_x64(True):
+    with jax.enable_x64(True):
         yield
 
 
@@ -168,7 +167,7 @@ def test_a_mask_that_its_dtype_has_no_room_for_is_infinite() -> None:
     def function(p, x, mask):
         return jax.nn.softmax(x @ p @ x.T + mask, -1)
 
-    with enable_x64(False), np.errstate(over="ignore"):
+    with jax.enable_x64(False), np.errstate(over="ignore"):
         narrow = W.astype(np.float32), X.astype(np.float32)
         found = saturate(function)(*narrow, mask)
     expected = jax.nn.softmax(np.where(MASK, 1e9 * X @ W @ X.T, -np.inf), -1)

@@ -14,12 +14,11 @@ from saturation.errors import LimitError
 from saturation.limit import Expansion, Limit, count_ties, saturate, tie_report
 from saturation.models.base import Needs
 from saturation.models.variants import advance, start
-from saturation.runs.reduce import enable_x64
 
 
 @pytest.fixture(autouse=True)
 def x64():
-    with enable_x64(True):
+    with jax.enable_x64(True):
         yield
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from saturation.limit import Limit, saturate, scale_parameters
-from saturation.runs.reduce import enable_x64
 
 RNG = np.random.default_rng(0)
 W, X = RNG.standard_normal((6, 6)), RNG.standard_normal((5, 6))
@@ -21,7 +20,7 @@ CAUSAL = np.tril(np.ones((5, 5), bool))
 
 @pytest.fixture(autouse=True)
 def float64():
-    with enable_x64(True), jax.numpy_dtype_promotion("standard"):  # flax's own layers promote
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # flax's own layers promote
         yield
 
 

@@ -14,7 +14,6 @@ import pytest
 
 from saturation.errors import LimitError
 from saturation.limit import saturate
-from saturation.runs.reduce import enable_x64
 
 RNG = np.random.default_rng(0)
 LENGTH, HEADS, WIDTH = 5, 2, 4
@@ -25,7 +24,7 @@ DTYPES = ["bfloat16", "float32", "float64"]
 
 @pytest.fixture(autouse=True)
 def float64():
-    with enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         yield
 
 

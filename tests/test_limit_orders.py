@@ -11,12 +11,11 @@ import pytest
 
 from saturation.errors import LimitError
 from saturation.limit import saturate
-from saturation.runs.reduce import enable_x64
 
 
 @pytest.fixture(autouse=True)
 def float64():
-    with enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         yield
 
 

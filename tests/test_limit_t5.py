@@ -15,7 +15,6 @@ from t5_reference import bucket, nested, read_hugging_face
 
 from saturation.limit import Limit, count_ties, saturate, scale_parameters
 from saturation.models import T5, T5Config
-from saturation.runs.reduce import enable_x64
 
 SCALES = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
 GATED = {"mlp_activations": ("gelu", "linear"), "logits_via_embedding": False}
@@ -32,7 +31,7 @@ DECODER = np.array([[0, 4, 4, 7, 7, 4, 2], [0, 5, 5, 5, 5, 5, 1]], np.int32)
 
 @pytest.fixture(autouse=True)
 def float64():
-    with enable_x64(True):
+    with jax.enable_x64(True):
         yield
 
 

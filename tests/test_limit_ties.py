@@ -13,12 +13,11 @@ import pytest
 from saturation.attention import tempered_softmax
 from saturation.limit import saturate, tie_report
 from saturation.limit.ties import tie_thresholds
-from saturation.runs.reduce import enable_x64
 
 
 @pytest.fixture(autouse=True)
 def float64():
-    with enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         yield
 
 

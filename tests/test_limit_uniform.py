@@ -11,7 +11,6 @@ import pytest
 from flax import linen
 
 from saturation.limit import saturate
-from saturation.runs.reduce import enable_x64
 
 EPS = 1e-6
 RNG = np.random.default_rng(13)
@@ -22,7 +21,7 @@ TOLERANCE = {np.float32: 1e-5, np.float64: 1e-12}
 
 @pytest.fixture(autouse=True)
 def float64():
-    with enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         yield
 
 

@@ -13,7 +13,6 @@ import pytest
 from saturation.attention import tempered_softmax
 from saturation.errors import LimitError
 from saturation.limit import saturate
-from saturation.runs.reduce import enable_x64
 
 X = np.random.default_rng(0).standard_normal((5, 6))
 W = np.random.default_rng(1).standard_normal((6, 6))
@@ -23,7 +22,7 @@ ROWS[2] = 0.0  # a constant row under layer norm
 
 @pytest.fixture(autouse=True)
 def float64():
-    with enable_x64(True), jax.numpy_dtype_promotion("standard"):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         yield
 
 

@@ -14,12 +14,11 @@ from saturation.models.linalg import (
     singular_values,
     symmetric_eigenvalues,
 )
-from saturation.runs.reduce import enable_x64
 
 
 @pytest.fixture(autouse=True)
 def x64():
-    with enable_x64(True):
+    with jax.enable_x64(True):
         yield
 
 

@@ -22,7 +22,6 @@ from saturation.models.lm_config import LMConfig
 from saturation.models.outputs import Asked, outputs_of_stages
 from saturation.runs.activations import observe_checkpoint
 from saturation.runs.options import activation_options
-from saturation.runs.reduce import enable_x64
 from saturation.runs.settings import ActivationSettings
 from saturation.text.sequences import TokenBatch
 
@@ -54,7 +53,7 @@ def test_the_loss_is_that_of_the_logits(checkpoint):
     assert list(found) == ["total"]
     own = own_tokens(given, config, settings.options)
     inputs = given if own is None else own
-    with enable_x64(True), jax.default_matmul_precision("highest"):
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         logits, _ = LM(config).apply({"params": checkpoint.load()}, inputs.encoder_input_tokens)
         losses = -np.asarray(jax.nn.log_softmax(jnp.asarray(logits, jnp.float64)))
     ids = given.encoder_input_tokens
@@ -106,7 +105,7 @@ def test_every_measure_gives_finite_numbers_of_every_layer(name, tmp_path):
 def test_a_layers_frozen_operator_is_what_its_attention_did_but_for_biases(checkpoint):
     config, given = LMConfig.from_checkpoint(checkpoint), tokens_of((7, 4))
     config = replace(config, query_key_value_clip=None)  # nor is a bound on values linear
-    with enable_x64(True), jax.default_matmul_precision("highest"):
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         arrays = {n: jnp.asarray(checkpoint.read(n), jnp.float64) for n in checkpoint.parameters}
         for name in arrays:  # without biases the map is exact
             if name.endswith("/bias"):

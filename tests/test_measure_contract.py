@@ -22,7 +22,6 @@ from saturation.runs.reduce import (
     block_statistics,
     capacity,
     combine,
-    enable_x64,
     statistic_rules,
     two_float_sum,
 )
@@ -70,7 +69,7 @@ def by_device(measure: WeightMeasure, platform: str, *values: np.ndarray) -> dic
         buffer[:count] = value  # what lies behind it must not count
     if platform == "cpu":
         buffers = [bfloat16_as_bits(buffer) for buffer in buffers]
-    with enable_x64(accumulation(platform) == "float64"):
+    with jax.enable_x64(accumulation(platform) == "float64"):
         found = jax.device_get(kernel(np.int32(count), *map(jax.numpy.asarray, buffers)))
     rules = statistic_rules([measure], platform)
     return {n: combine(rule, parts) for (n, rule), parts in zip(rules.items(), found, strict=True)}
@@ -206,7 +205,7 @@ def test_what_is_known_at_the_first_steps_is_not_summed_but_right(
     x, previous, first = arrays(20_000)
     given = {0: (first, first, first), 1: (x, first, first), 2: (x, previous, first)}[position]
     buffers = {id(a): np.resize(a, capacity(a.size, "cpu", a.dtype)) for a in given}
-    with enable_x64(True):
+    with jax.enable_x64(True):
         kernel = block_statistics((measure,), "cpu")
         parts = kernel(np.int32(x.size), *(buffers[id(a)] for a in given))
     rules = statistic_rules([measure], "cpu")
@@ -245,7 +244,7 @@ def test_a_second_block_does_not_recompile(measure: WeightMeasure) -> None:
 @measures
 def test_shapes_alone_are_enough_on_an_accelerator(measure: WeightMeasure) -> None:
     shape = jax.ShapeDtypeStruct((capacity(9000, "gpu", DTYPES[1]),), ml_dtypes.bfloat16)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         kernel = block_statistics((measure,), "gpu")
         found = jax.eval_shape(kernel, np.int32(9000), shape, shape, shape)
     count = len(statistic_rules([measure], "gpu"))

@@ -18,7 +18,6 @@ from saturation.limit import saturate, scale_parameters
 from saturation.models.base import model_config
 from saturation.models.lm import LM
 from saturation.models.lm_config import LMConfig
-from saturation.runs.reduce import enable_x64
 
 MAIN = [name for name in FAMILIES if "-" not in name]
 
@@ -40,7 +39,7 @@ def in_dtype(tree, dtype):
 def forward(checkpoint, tokens, mask=None, dtype=np.float64, temperature=1.0):
     """(config, {name in `lm_families`: array}) of a checkpoint in a dtype."""
     config = LMConfig.from_checkpoint(checkpoint)
-    with enable_x64(dtype == np.float64), jax.default_matmul_precision("highest"):
+    with jax.enable_x64(dtype == np.float64), jax.default_matmul_precision("highest"):
         logits, taps = compiled(config)(
             in_dtype(checkpoint.load(), dtype), tokens, mask, temperature
         )
@@ -131,7 +130,7 @@ def test_in_the_limit_of_large_parameters_a_family_becomes_its_saturated_network
         logits, taps = LM(config).apply({"params": parameters}, tokens, valid)
         return {name: taps[name] for name in scopes} | {"logits": logits}
 
-    with enable_x64(True):
+    with jax.enable_x64(True):
         parameters = in_dtype(checkpoint.load(), np.float64)
         limit = jax.jit(saturate(states))(parameters)
         scaled = jax.jit(lambda c: states(scale_parameters(parameters, c)))

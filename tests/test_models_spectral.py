@@ -19,7 +19,6 @@ from saturation.measures.smoothing.measure import SMOOTHING
 from saturation.measures.spectrum.measure import SPECTRUM
 from saturation.models import T5, T5Config
 from saturation.models.eigenvalues import SPECTRA, spectral_kernels
-from saturation.runs.reduce import enable_x64
 
 orthonormal = lambda columns: np.linalg.qr(columns)[0]
 kinds = pytest.mark.parametrize("kind", SPECTRA)
@@ -81,7 +80,7 @@ def test_the_product_of_the_kernels_has_the_eigenvalues_it_is_given(kind, embed,
 )
 def test_it_is_a_t5_with_those_kernels(kind, form):
     config = configured(kind, form)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         params, tokens = initialised(config)
         params = jax.tree.map(lambda array: jnp.asarray(array, jnp.float64), params)
         apply = jax.jit(T5(config).apply, compiler_options=QUICK)
@@ -150,7 +149,7 @@ def test_the_measures_see_the_spectrum_that_was_given(kind, sharpens):
         np.testing.assert_allclose(np.sort(seen["real_unscaled"]), np.sort(values), atol=1e-12)
         assert seen["asymmetry_unscaled"] < 1e-7
     assert found[f"{path}/head_0"]["fraction_sharpening_unscaled"] == np.mean(given[0] < 0)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         table = observe_table(SMOOTHING, config, jax.device_get(params), tokens)
     assert table[f"{path}/head_0"]["sharpens"] == sharpens
 

@@ -27,7 +27,6 @@ from saturation.models import T5, T5Config, valid_decoder_tokens, valid_encoder_
 from saturation.models.config import ATTENTIONS
 from saturation.models.layers import relative_position_buckets
 from saturation.models.t5 import Layer
-from saturation.runs.reduce import enable_x64
 
 FORMS = {
     "v1_0": T5Config(12, 16, 4, 4, 32, 2, 2),
@@ -126,7 +125,7 @@ def test_agrees_with_float64(fixtures, step):
     golden = np.load(fixtures / "v1_0" / "golden" / f"forward_{step}.npz")
     path = fixtures / "v1_0" / "hf" / f"step_{step}" / "model.safetensors"
     parameters = in_dtype(read_hugging_face(path), np.float64)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         logits, taps = forward(
             parameters, golden["encoder_input_tokens"], golden["decoder_input_tokens"]
         )
@@ -173,7 +172,7 @@ def test_agrees_with_numpy(form, temperature):
     parameters = random_parameters(config)
     encoder, decoder = random_tokens(config)
     expected, expected_taps = reference_t5(config, parameters, encoder, decoder, temperature)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         logits, taps = forward(parameters, encoder, decoder, temperature=temperature)
     assert logits.dtype == jnp.float64
     made_of = ("/scores", "/query", "/key", "/bias")
@@ -345,7 +344,7 @@ def test_gradients_in_parameters_and_temperature_are_finite():
             assert np.isfinite(leaf).all()
     assert gradients(parameters, 0.0)[1] == 0
     step = 1e-3
-    with enable_x64(True):
+    with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), parameters)
 
         @jax.jit

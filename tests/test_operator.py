@@ -15,7 +15,6 @@ from saturation.measures.smoothing.measure import SMOOTHING, head_kernels
 from saturation.measures.smoothing.operator import ITERATIONS, freeze
 from saturation.measures.smoothing.similarity import hfc_lfc_stationary, token_cosine
 from saturation.measures.spectrum.measure import regime
-from saturation.runs.reduce import enable_x64
 
 EPSILON = 1e-6
 iterate, iterate_some, change_ahead = (
@@ -26,7 +25,7 @@ iterate, iterate_some, change_ahead = (
 
 @pytest.fixture(autouse=True)
 def x64(highest_precision):
-    with enable_x64(True):
+    with jax.enable_x64(True):
         yield
 
 

@@ -29,7 +29,6 @@ from saturation.measures.saturation.measure import SATURATION
 from saturation.measures.scan.measure import SCAN
 from saturation.measures.smoothing.measure import SMOOTHING
 from saturation.runs.activations import observe_checkpoint
-from saturation.runs.reduce import enable_x64
 from saturation.runs.settings import ActivationSettings
 from saturation.runs.stage_pass import StagePass
 from saturation.runs.stage_programs import StagePrograms
@@ -104,7 +103,7 @@ def test_stage_by_stage_gives_what_one_program_of_the_whole_model_gives():
     tokens = checkpoint_and_tokens()[1]
     params = nested({name: array.astype(np.float32) for name, array in flat.items()})
     tables = tokens.encoder_input_tokens, tokens.decoder_input_tokens
-    with enable_x64(True), jax.default_matmul_precision("highest"):
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         whole = jax.jit(
             lambda params: observe_stages(measures, asked_of(config, *tables), params),
             compiler_options=QUICK,

@@ -28,7 +28,6 @@ from saturation.errors import MeasureError
 from saturation.measures.means import cosine
 from saturation.measures.saturation.measure import SATURATION
 from saturation.models import T5Config
-from saturation.runs.reduce import enable_x64
 from saturation.runs.settings import ActivationSettings
 
 
@@ -49,7 +48,7 @@ def ratio_and_error(values, valid):
 def both(form):
     """The case, and what the measure gives of it in float64."""
     config, flat, params, tokens = case(form, dtype=np.float64)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         return config, flat, tokens, observe_table(SATURATION, config, params, tokens)
 
 
@@ -110,7 +109,7 @@ def test_states_at_1000_agree_with_the_golden_ones_in_float64(fixtures):
     tokens = arrays["encoder_input_tokens"], arrays["decoder_input_tokens"]
     # The golden means are over the targets' tokens, one fewer than the decoder's inputs.
     valid = {"enc": tokens[0] > 0, "dec": arrays["decoder_target_tokens"] > 0}
-    with enable_x64(True):
+    with jax.enable_x64(True):
 
         @jax.jit
         def states(params):
@@ -138,7 +137,7 @@ def test_states_at_1000_agree_with_the_golden_ones_in_float64(fixtures):
 def test_the_measure_gives_the_golden_means_of_the_encoder(fixtures):
     config, params, arrays, cosines = golden(fixtures / "v1_0")
     tokens = arrays["encoder_input_tokens"], arrays["decoder_input_tokens"]
-    with enable_x64(True):
+    with jax.enable_x64(True):
         found = observe_table(SATURATION, config, params, tokens)
     for scope, name in (("layers_0", "enc_hidden_1"), ("layers_1", "enc_hidden_2"), ("final",) * 2):
         name = "enc_final" if scope == "final" else name
@@ -182,7 +181,7 @@ def test_tokens_without_a_parameter_limit_are_left_out_and_counted():
         leading = limit.leading.at[0, 1, 2].set(jnp.nan)
         return dataclasses.replace(state, of_limit=limit._replace(leading=leading, exists=exists))
 
-    with enable_x64(True):
+    with jax.enable_x64(True):
         found = table(SATURATION, completed(SATURATION, observe(params)))
     assert found["encoder/layers_0"]["excluded_parameter_limit"] == 1
     assert np.isfinite(found["encoder/layers_0"]["cosine_parameter_limit"])

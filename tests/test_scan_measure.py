@@ -31,7 +31,6 @@ from saturation.measures.scan.measure import (
     distance_cells,
 )
 from saturation.runs.activations import observe_checkpoint
-from saturation.runs.reduce import enable_x64
 from saturation.runs.settings import ActivationSettings, read_settings
 from saturation.runs.stage_pass import StagePass
 from saturation.text.sequences import TokenBatch
@@ -70,7 +69,7 @@ def by_brute_force(config, flat, encoder, decoder, key_kinds=KEY_KINDS):
 @pytest.mark.parametrize("form", FORMS)
 def test_heads_agree_with_brute_force(form):
     config, flat, params, tokens = case(form, dtype=np.float64)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         found = observe_table(SCAN, config, params, tokens)
     expected = by_brute_force(config, flat, *tokens)
     assert set(found) == set(expected)
@@ -88,7 +87,7 @@ def test_heads_agree_with_brute_force(form):
 
 def test_the_profile_is_the_attention_by_kind_and_distance():
     config, flat, params, tokens = case(dtype=np.float64)
-    with enable_x64(True):
+    with jax.enable_x64(True):
         observed = jax.device_get(jitted(SCAN, config)(params, *tokens))
     _, taps = reference_t5(config, flat, *tokens)
     _, decoder = tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -25,14 +26,13 @@ from saturation.measures.smoothing.measure import (
 from saturation.measures.smoothing.operator import freeze
 from saturation.measures.smoothing.similarity import similarity
 from saturation.models.config import NORM_BEFORE
-from saturation.runs.reduce import enable_x64
 from saturation.runs.settings import ActivationSettings
 from saturation.text.sequences import TokenBatch
 
 
 @pytest.fixture(autouse=True)
 def x64():
-    with enable_x64(True):
+    with jax.enable_x64(True):
         yield
 
 
@@ -118,7 +118,7 @@ def test_orthogonal_tokens_of_one_length():
 def test_without_float64_singular_values_are_taken_themselves():
     x = np.random.default_rng(3).standard_normal((6, 4)) @ np.diag([1, 1e-2, 1e-4, 1e-5])
     expected = panel_by_definition(x)
-    with enable_x64(False):
+    with jax.enable_x64(False):
         found = panel_of(x.astype(np.float32))
     for name in ("effective_rank", "rank_one_distance", "stable_rank"):
         np.testing.assert_allclose(found[name], expected[name], rtol=3e-6)

@@ -45,7 +45,6 @@ _WIDE = {"xla_cpu_prefer_vector_width": 512}
 _SQUARES = ("sum_squares", "delta_squares")
 _SUBNORMAL_MATTERS = 1e-54
 
-enable_x64 = jax.enable_x64
 
 Terms = dict[str, jax.Array]
 T = TypeVar("T", np.ndarray, jax.Array)

@@ -32,7 +32,7 @@ from saturation.models.outputs import (
 )
 from saturation.models.variants import Variants, advance, start
 from saturation.runs.blocks import cores
-from saturation.runs.reduce import accumulation, enable_x64
+from saturation.runs.reduce import accumulation
 from saturation.runs.settings import ActivationSettings
 from saturation.runs.stage_programs import StagePrograms
 from saturation.runtime.progress import Progress
@@ -212,7 +212,7 @@ class StagePass:
     def _numerics(self) -> Iterator[None]:
         """Parameters stay float32, and so the model; its limits and all sums are float64."""
         with ExitStack() as stack:
-            stack.enter_context(enable_x64(accumulation(jax.default_backend()) == "float64"))
+            stack.enter_context(jax.enable_x64(accumulation(jax.default_backend()) == "float64"))
             if not self._settings.fast:
                 stack.enter_context(jax.default_matmul_precision("highest"))
             yield

@@ -17,7 +17,6 @@ from jaxtyping import Complex128, Float64
 
 from saturation.plots.colours import RUN_COLOURS
 from saturation.plots.panels import Axis, Line, Panel, Picture, Table
-from saturation.runs.reduce import enable_x64
 from saturation.studies.base import Part, Results, Row, Study, claim, control
 from saturation.studies.output import write_csv, write_pictures
 
@@ -141,7 +140,7 @@ def measure(states: Float64[np.ndarray, "layers tokens width"]) -> dict[str, np.
 
     from saturation.measures.smoothing.similarity import similarity
 
-    with enable_x64(True):
+    with jax.enable_x64(True):
         valid = jnp.ones(states.shape[:2], bool)
         return jax.device_get(jax.jit(similarity)(jnp.asarray(states), valid))
 
