@@ -28,6 +28,7 @@ from saturation.measures.homogeneity.measure import HOMOGENEITY
 from saturation.measures.saturation.measure import SATURATION
 from saturation.measures.scan.measure import SCAN
 from saturation.measures.smoothing.measure import SMOOTHING
+from saturation.models.base import config_of_parameters
 from saturation.runs.activations import observe_checkpoint
 from saturation.runs.settings import ActivationSettings
 from saturation.runs.stage_pass import StagePass
@@ -165,4 +166,6 @@ def test_tokens_outside_the_vocabulary_are_refused():
     with pytest.raises(
         MeasureError, match=r"token 12, and the model in made has a vocabulary of 12"
     ):
-        ActivationSettings(tokens).refuse_other_models(checkpoint.parameters, checkpoint.path)
+        ActivationSettings(tokens).refuse_model(
+            config_of_parameters(checkpoint.parameters), checkpoint.path
+        )

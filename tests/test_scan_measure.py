@@ -30,6 +30,7 @@ from saturation.measures.scan.measure import (
     by_distance,
     distance_cells,
 )
+from saturation.models.base import config_of_parameters
 from saturation.runs.activations import observe_checkpoint
 from saturation.runs.settings import ActivationSettings, read_settings
 from saturation.runs.stage_pass import StagePass
@@ -209,7 +210,9 @@ def test_without_a_corpus_or_with_one_of_another_vocabulary_it_says_so():
         observe_table(SCAN, config, params, made, key_kinds=None)
     corpus = TokenBatch(*(np.array([[1, 40]], np.int32),) * 2, "corpus.txt")
     with pytest.raises(MeasureError, match=r"corpus.txt has token 40, and the model in made has"):
-        ActivationSettings(tokens, corpus=corpus).refuse_other_models(checkpoint.parameters, "made")
+        ActivationSettings(tokens, corpus=corpus).refuse_model(
+            config_of_parameters(checkpoint.parameters), "made"
+        )
 
 
 def test_a_run_is_resumed_joined_by_other_measures_and_refused_with_another_corpus(

@@ -12,7 +12,7 @@ import pytest
 from activation_cases import attentions_of, case, jitted, observe_table, valid_rows
 from t5_reference import reference_t5
 
-from saturation.measures.smoothing.forecast import attention_eigenvalues, forecast
+from saturation.measures.smoothing.forecast import attention_block, block_eigenvalues, forecast
 from saturation.measures.smoothing.measure import (
     AGREEMENT,
     CHANGES,
@@ -128,6 +128,12 @@ def stochastic(n, seed=0, causal=False):
     scores = 2 * np.random.default_rng(seed).standard_normal((n, n))
     power = np.exp(scores) * (np.tri(n) if causal else 1)
     return power / power.sum(-1, keepdims=True)
+
+
+def attention_eigenvalues(weights, valid, causal):
+    """The eigenvalues of self-attention between valid tokens, and which of them count."""
+    block = np.asarray(attention_block(weights, valid, causal))
+    return block_eigenvalues(block, np.asarray(valid), causal)
 
 
 def test_eigenvalues_of_attention_leave_padding_out():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -20,6 +21,7 @@ from saturation.config.files import load_config
 from saturation.errors import ConfigError, FormerVersionWarning, MeasureError, SaturationError
 from saturation.experiment import ExperimentConfig, run_experiment
 from saturation.measures.heads.measure import HEADS
+from saturation.models.base import config_of_parameters
 from saturation.runs.activations import observe_checkpoint
 from saturation.runs.settings import ActivationSettings, read_settings
 from saturation.text.beside import BESIDE, vocabulary_beside
@@ -99,7 +101,7 @@ def described(trajectory: Path, tokens: Path):
     given = {"trajectory": opened, "tokens": str(tokens), "sequences": 2, "length": 8}
     settings = read_settings(["heads"], **given)
     assert settings is not None
-    settings.refuse_other_models(opened[0].parameters, opened.path)
+    settings.refuse_model(config_of_parameters(opened[0].parameters), opened.path)
     return settings.fingerprint()["tokens"]
 
 
@@ -334,4 +336,6 @@ def test_a_run_of_a_former_version_is_read_and_not_added_to(trajectory, tmp_path
 def test_small_models_are_of_bytes():
     checkpoint, tokens = checkpoint_and_tokens()
     assert tokens.vocabulary == "ids"
-    ActivationSettings(tokens).refuse_other_models(checkpoint.parameters, checkpoint.path)
+    ActivationSettings(tokens).refuse_model(
+        config_of_parameters(checkpoint.parameters), checkpoint.path
+    )

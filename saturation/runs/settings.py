@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,14 +13,13 @@ from saturation.measures import needs_corpus, needs_tokens
 from saturation.measures.base import ActivationMeasure, Measure
 from saturation.measures.scan.cooccurrence import key_kinds
 from saturation.measures.smoothing.measure import affordable_sequences
-from saturation.models.base import ModelConfig, config_of_parameters, model_config
+from saturation.models.base import ModelConfig, model_config
 from saturation.runs.options import activation_options, measure_options
 from saturation.text.beside import refuse_bytes, vocabulary_beside
 from saturation.text.sequences import TokenBatch, is_ids, read_corpus_tokens, read_tokens
 from saturation.text.vocabulary import BYTES
 
 if TYPE_CHECKING:
-    from saturation.checkpoints.base import Parameter
     from saturation.trajectory.trajectory import Trajectory
 
 
@@ -121,10 +120,6 @@ class ActivationSettings:
             for one in measures
             if isinstance(one, ActivationMeasure) and one.describe is not None
         }
-
-    def refuse_other_models(self, parameters: Mapping[str, Parameter], path: str) -> None:
-        """Raise where the parameters are of no known model, or it does not know all the tokens."""
-        self.refuse_model(config_of_parameters(parameters), path)
 
     def refuse_trajectory(self, trajectory: Trajectory) -> None:
         """Raise where the first checkpoint's model cannot be run on the tokens."""

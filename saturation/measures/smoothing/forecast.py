@@ -60,16 +60,6 @@ def block_eigenvalues(
     return found, ~(np.abs(found) > (1 + _PADDING) / 2)
 
 
-def attention_eigenvalues(
-    weights: Float[Array, "batch heads query query"],
-    valid: Bool[Array, "batch query"],
-    causal: bool,
-) -> tuple[Complex[np.ndarray, "batch heads query"], Bool[np.ndarray, "batch heads query"]]:
-    """Return the eigenvalues of self-attention between valid tokens, and which of them count."""
-    block = np.asarray(attention_block(weights, valid, causal))
-    return block_eigenvalues(block, np.asarray(valid), causal)
-
-
 def forecast_sums(
     block: Float[np.ndarray, "batch heads query *query"],
     products: Float[np.ndarray, "heads head_dim head_dim"],
