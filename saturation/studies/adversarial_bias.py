@@ -20,6 +20,7 @@ from scipy.stats import special_ortho_group
 from saturation.plots.colours import BLUE, GREEN, ORANGE, PURPLE, VERMILION
 from saturation.plots.panels import Axis, Line, Panel, Picture
 from saturation.studies.base import Part, Results, Row, Stacked, Study, claim, control
+from saturation.studies.numerics import log_slope
 
 WIDTH, SUPPORT, OTHERS = 3, 3, 7
 MARGIN = 0.5  # g
@@ -246,9 +247,7 @@ NAMES = {
 def slopes(gaps: Float64[np.ndarray, "seeds times"], first: int) -> Float64[np.ndarray, " seeds"]:
     """Return d ln|n − u₂|/d ln T from a number of steps on, by least squares."""
     taken = first <= TIMES
-    x = np.log(TIMES[taken])
-    x = x - x.mean()
-    return np.log(gaps[:, taken]) @ x / (x @ x)
+    return log_slope(TIMES[taken], gaps[:, taken].T)
 
 
 def judge(results: Results) -> Iterator[Row]:

@@ -18,6 +18,7 @@ from scipy.special import expit, softmax
 from saturation.plots.colours import BLUE, GREEN, VERMILION
 from saturation.plots.panels import Axis, HeatMap, Line, Panel, Picture, Rule
 from saturation.studies.base import Claimed, Part, Results, Row, Stacked, Study, claim, control
+from saturation.studies.numerics import log_slope
 
 PATCHES, HIDDEN, TESTED = 3, 16, 400
 STOPPED = 0.01  # mean training loss at which training ends
@@ -184,12 +185,6 @@ def _crossings(
     return np.array([[crossing(one, level) for one in results[row][name]] for row in rows])
 
 
-def _slopes(crossings: Float64[np.ndarray, "rows seeds"], sizes: Sequence[int]) -> np.ndarray:
-    """Return d ln SNR*/d ln size of each seed, by least squares."""
-    x = np.log(sizes) - np.log(sizes).mean()
-    return x @ np.log(crossings) / (x @ x)
-
-
 def judge(results: Results) -> Iterator[Row]:
     """Yield the rows: boundaries, the two regimes, attention, and what must not pass."""
     taken = {row: part for row, part in results.items() if row.labels == "signal"}
@@ -206,7 +201,7 @@ def _judge_boundaries(results: Results) -> Iterator[Row]:
     for attention, claimed in CLAIMED.items():
         rows, where = OVER_SAMPLES[attention], f"d = {WIDE}, attention {attention}"
         found = _crossings(results, rows, "test_loss", LOSS)
-        slopes = _slopes(found, SAMPLES)
+        slopes = log_slope(np.array(SAMPLES), found)
         what = "d ln SNR*/d ln N, SNR* where the test loss is 0.2"
         yield claim(what, where, slopes, (-0.58, -0.42), "−0.5", claimed)
         constants = np.array(SAMPLES)[:, None] * found**2
@@ -216,15 +211,15 @@ def _judge_boundaries(results: Results) -> Iterator[Row]:
             # Boundaries at N·SNR⁴ or N·SNR would have these slopes.
             yield control(f"{what}: that of N·SNR⁴", where, slopes, (-0.33, -0.17), "−0.25")
             yield control(f"{what}: that of N·SNR", where, slopes, (-1.08, -0.92), "−1")
-        errors = _slopes(_crossings(results, rows, "test_error", ERROR), SAMPLES)
+        errors = log_slope(np.array(SAMPLES), _crossings(results, rows, "test_error", ERROR))
         what = "d ln SNR*/d ln N, SNR* where the test error is 0.1"
         yield claim(what, where, errors, (-0.31, -0.19), "−0.25", "no")
     for attention, claimed in CLAIMED.items():
         rows, where = OVER_WIDTHS[attention], f"N = 16, attention {attention}"
-        slopes = _slopes(_crossings(results, rows, "test_loss", LOSS), WIDTHS)
+        slopes = log_slope(np.array(WIDTHS), _crossings(results, rows, "test_loss", LOSS))
         what = "d ln SNR*/d ln d, SNR* where the test loss is 0.2"
         yield claim(what, where, slopes, (-0.05, 0.05), "0", claimed)
-        errors = _slopes(_crossings(results, rows, "test_error", ERROR), WIDTHS)
+        errors = log_slope(np.array(WIDTHS), _crossings(results, rows, "test_error", ERROR))
         what = "d ln SNR*/d ln d, SNR* where the test error is 0.1"
         yield claim(what, where, errors, (-np.inf, -0.1), "−0.25", "no")
 

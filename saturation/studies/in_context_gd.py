@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from saturation.plots.colours import BLUE, GREEN, ORANGE, VERMILION
 from saturation.plots.panels import Axis, Line, Panel, Picture
 from saturation.studies.base import Part, Results, Row, Stacked, Study, claim, control
-from saturation.studies.minimum import lowest
+from saturation.studies.numerics import lowest
 
 WIDTH = EXAMPLES = 10
 SIZE = WIDTH + 1  # of a token

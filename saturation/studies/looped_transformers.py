@@ -21,7 +21,7 @@ from scipy.stats import special_ortho_group, wishart
 from saturation.plots.colours import BLUE, GREEN, ORANGE, VERMILION
 from saturation.plots.panels import Axis, Line, Panel, Picture
 from saturation.studies.base import Part, Results, Row, Study, claim, control
-from saturation.studies.minimum import lowest
+from saturation.studies.numerics import lowest
 
 WIDTH, CONDITION = 5, 10
 TRAINED, JUDGED = 3000, 20000  # matrices S, for training and for judging

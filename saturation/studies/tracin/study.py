@@ -16,6 +16,7 @@ import numpy as np
 from saturation.plots.colours import BLUE, GREEN, ORANGE, VERMILION
 from saturation.plots.panels import Axis, Dash, Line, Panel, Picture
 from saturation.studies.base import Part, Results, Row, Stacked, Study, claim, control
+from saturation.studies.numerics import log_slope
 from saturation.studies.tracin.effects import (
     PROJECTIONS,
     RATES,
@@ -60,11 +61,10 @@ def judge(results: Results) -> Iterator[Row]:
 
 def _judge_sum(results: Results) -> Iterator[Row]:
     what = "d ln(residual of the sum)/d ln η, η from 0.0125 to 0.2"
-    x = np.log(RATES) - np.log(RATES).mean()
-    residuals = {
-        name: np.log([results[one][name] for one in TELESCOPES]) for name in ("first", "trapezoid")
+    slopes = {
+        name: log_slope(np.array(RATES), np.array([results[one][name] for one in TELESCOPES]))
+        for name in ("first", "trapezoid")
     }
-    slopes = {name: x @ each / (x @ x) for name, each in residuals.items()}
     yield claim(what, "first order", slopes["first"], (0.9, 1.1), "1")
     yield claim(what, "trapezoid", slopes["trapezoid"], (1.5, np.inf), claimed="no")
     finest = results[TELESCOPES[-1]]
