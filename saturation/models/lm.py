@@ -26,13 +26,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from saturation.attention import at_least_float32, attend, attention_scores, tempered_softmax
 from saturation.errors import ArgumentError
+from saturation.models.base import Streams, Taps
 from saturation.models.inputs import Temperatures, checked_tokens, temperatures_by_path
 from saturation.models.layers import Embedding
 from saturation.models.lm_config import LMConfig
 from saturation.models.rotary import Rotary
-
-Taps = dict[str, Array]
-Streams = dict[str, Array]
 
 PADDING = -1  # stands where a row has no token, since every other id can be one's
 KERNEL = nn.initializers.normal(stddev=0.02)

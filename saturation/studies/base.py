@@ -261,6 +261,22 @@ class _Parts:
         return arrays
 
 
+def in_proportion(
+    counts: Mapping[Any, int], seeds: int
+) -> Callable[[int, bool], Mapping[Any, int]]:
+    """Return the `parts` of a study whose settings take different numbers of seeds.
+
+    Args:
+        counts: {setting: seeds that it takes of a study with its own number}; with others it takes
+            as many in proportion, and twice as many where all is asked for.
+        seeds: the study's own number.
+    """
+    return lambda asked, full: {
+        setting: max(1, round(count * asked / seeds)) * (2 if full else 1)
+        for setting, count in counts.items()
+    }
+
+
 def _stack(parts: Sequence[Part]) -> Stacked:
     return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Float64
 
 from saturation.plots.colours import BLUE, GREEN, VERMILION
 from saturation.plots.panels import Axis, Line, Panel, Picture
-from saturation.studies.base import Part, Results, Row, Study, claim, control
+from saturation.studies.base import Part, Results, Row, Study, claim, control, in_proportion
 
 WORKERS = 8
 PULLS = (0.1, 0.2, 0.24, 0.26, 0.4)  # λ of the double well
@@ -370,10 +370,7 @@ STUDY = Study(
     "leader arrive where it does, if they are pulled hard enough; then their mean is usable too. "
     "EASGD moves the stationary points, and its mean lies between rotated solutions. The best "
     "worker is no faster than without communication.",
-    parts=lambda seeds, full: {
-        setting: max(1, round(count * seeds / 8)) * (2 if full else 1)
-        for setting, count in SETTINGS.items()
-    },
+    parts=in_proportion(SETTINGS, seeds=8),
     simulate=simulate,
     judge=judge,
     pictures=pictures,

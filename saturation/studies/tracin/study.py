@@ -15,7 +15,16 @@ import numpy as np
 
 from saturation.plots.colours import BLUE, GREEN, ORANGE, VERMILION
 from saturation.plots.panels import Axis, Dash, Line, Panel, Picture
-from saturation.studies.base import Part, Results, Row, Stacked, Study, claim, control
+from saturation.studies.base import (
+    Part,
+    Results,
+    Row,
+    Stacked,
+    Study,
+    claim,
+    control,
+    in_proportion,
+)
 from saturation.studies.numerics import log_slope
 from saturation.studies.tracin.effects import (
     PROJECTIONS,
@@ -182,10 +191,7 @@ STUDY = Study(
     "better than the mean loss at the same checkpoints. Under preconditioning optimisers shares of "
     "the update predict effects and η g·g′ does not; with momentum neither does. At the relative "
     "steps of the quickstart's T5 first-order influence means nothing.",
-    parts=lambda seeds, full: {
-        setting: max(1, round(count * seeds / 4)) * (2 if full else 1)
-        for setting, count in SEEDS.items()
-    },
+    parts=in_proportion(SEEDS, seeds=4),
     simulate=simulate,
     judge=judge,
     pictures=pictures,
